@@ -1,0 +1,125 @@
+"""The configuration of every method, free of heavy imports so that ``--help`` is instant. The method itself is in methods/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from evenhand.config.schema import MethodConfig, opt
+
+SCOPES = ("head", "full")
+
+
+@dataclass
+class LinearProbeConfig(MethodConfig):
+    """Logistic regression on frozen embeddings."""
+
+    name: str = opt("linear_probe", "registry name of the method")
+    l2: float = opt(1e-3, "L2 strength: mean loss + l2/2 * ||w||^2 on standardised embeddings, intercept not penalised")
+    standardize: bool = opt(True, "scale embeddings to zero mean and unit variance on the training rows")
+    solver: str = opt("lbfgs", "lbfgs: logistic loss; ridge: least squares in closed form", choices=("lbfgs", "ridge"))
+    class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
+    max_iter: int = opt(1000, "most L-BFGS iterations", "iterations")
+    tol: float = opt(1e-6, "stop when the largest absolute gradient entry is below this")
+
+
+@dataclass
+class FinetuneConfig(MethodConfig):
+    """Full fine-tuning by empirical risk minimisation."""
+
+    name: str = opt("finetune", "registry name of the method")
+    freeze: str = opt("none", "parts that stay as they are", choices=("none", "backbone", "norms", "all_but_norms"))
+    from_scratch: bool = opt(False, "ignore the checkpoint and initialise at random")
+
+
+@dataclass
+class _GroupedConfig(MethodConfig):
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    scope: str = opt("head", "head: on frozen embeddings, seconds; full: the whole network", choices=SCOPES)
+    l2: float = opt(1e-3, "scope=head: L2 strength on standardised embeddings")
+    max_iter: int = opt(1000, "scope=head: most iterations", "iterations")
+    tol: float = opt(1e-6, "scope=head: gradient tolerance")
+
+
+@dataclass
+class ResampleConfig(_GroupedConfig):
+    """Draw rows so that every group x label cell is seen equally often."""
+
+    name: str = opt("resample", "registry name of the method")
+
+
+@dataclass
+class ReweightConfig(_GroupedConfig):
+    """Weigh rows so that every group x label cell counts equally."""
+
+    name: str = opt("reweight", "registry name of the method")
+
+
+@dataclass
+class GroupDROConfig(_GroupedConfig):
+    """Minimise the worst group x label cell's loss (Sagawa et al., ICLR 2020)."""
+
+    name: str = opt("group_dro", "registry name of the method")
+    step_size: float = opt(0.01, "step of the exponentiated group weights (authors' default 0.01)")
+    adjustment: float = opt(0.0, "generalisation adjustment C / sqrt(n_g)")
+    cells: str = opt("group_label", "what competes", choices=("group_label", "group"))
+
+
+@dataclass
+class DFRConfig(MethodConfig):
+    """Deep feature re-weighting: refit the last layer on group-balanced held-out rows (Kirichenko et al., ICLR 2023)."""
+
+    name: str = opt("dfr", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    scope: str = opt("head", "features of the frozen encoder (head) or of a fine-tuned one (full)", choices=SCOPES)
+    held_out: str = opt("val", "rows the head is refitted on: val (published) or a share of train", choices=("val", "train"))
+    n_models: int = opt(10, "balanced subsets whose heads are averaged (published: 10)")
+    l2: float = opt(1e-2, "L2 strength on standardised embeddings")
+
+
+@dataclass
+class EOHeadConfig(MethodConfig):
+    """Head on frozen embeddings with a smooth equalized-odds penalty."""
+
+    name: str = opt("eo_head", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    strength: float = opt(1.0, "weight of the penalty")
+    pairs: str = opt("max", "more than two groups: worst pair or mean over pairs", choices=("max", "mean"))
+    l2: float = opt(1e-3, "L2 strength on standardised embeddings")
+    max_iter: int = opt(500, "most L-BFGS iterations", "iterations")
+
+
+@dataclass
+class LEACEConfig(MethodConfig):
+    """Least-squares concept erasure of the attribute, then a linear probe (Belrose et al., NeurIPS 2023)."""
+
+    name: str = opt("leace", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    given_label: bool = opt(False, "erase only what the label does not explain")
+    l2: float = opt(1e-3, "L2 strength on standardised embeddings")
+
+
+@dataclass
+class ThresholdsConfig(MethodConfig):
+    """Per-group thresholds on a linear probe's scores (fairlearn's ThresholdOptimizer; needs the attribute at use)."""
+
+    name: str = opt("thresholds", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    constraint: str = opt("equalized_odds", "what the thresholds equalise on validation rows",
+                          choices=("equalized_odds", "true_positive_rate_parity", "false_positive_rate_parity", "demographic_parity"))
+    objective: str = opt("balanced_accuracy_score", "what is maximised under the constraint",
+                         choices=("accuracy_score", "balanced_accuracy_score"))
+    l2: float = opt(1e-3, "L2 strength of the probe on standardised embeddings")
+
+
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "linear_probe": LinearProbeConfig,
+    "finetune": FinetuneConfig,
+    "resample": ResampleConfig,
+    "reweight": ReweightConfig,
+    "group_dro": GroupDROConfig,
+    "dfr": DFRConfig,
+    "eo_head": EOHeadConfig,
+    "leace": LEACEConfig,
+    "thresholds": ThresholdsConfig,
+}

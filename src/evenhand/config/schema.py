@@ -1,0 +1,154 @@
+"""Every option once: name, type, default, help and unit. The command line, the presets and Python all read this file.
+
+Schema classes are not frozen because the configuration library fills them in place. An empty string or None means
+"decide for me"; what was decided is written to the run's config.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+
+def opt(default: Any, help: str, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its help text, unit and allowed values; mutable defaults are copied."""
+    metadata = {"help": help, "unit": unit, "choices": choices}
+    if isinstance(default, (list, dict)):
+        kind = type(default)
+        return field(default_factory=lambda: kind(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    """A prepared data set and how its rows are read."""
+
+    path: str = opt(MISSING, "folder written by `evenhand prepare`")
+    labels: Optional[list[str]] = opt(None, "label columns to train and audit; default: all that were prepared")
+    attributes: Optional[list[str]] = opt(None, "sensitive attributes, joint ones as sex*age; default: as prepared")
+    missing: str = opt("own_group", "rows with a missing attribute", choices=("own_group", "drop", "error"))
+    batch_size: int = opt(64, "images per optimiser step", "images")
+    val_fraction: float = opt(0.2, "share of non-test patients drawn into validation when splits are re-drawn", "share")
+    augment: str = opt("none", "augmentation recipe: none, chest_film, dermoscopy, photograph, fundus, published_dne")
+
+
+@dataclass
+class ModelConfig:
+    """A backbone and where its weights come from."""
+
+    name: str = opt("evenhand_demo_vit", "a timm model name (or evenhand_demo_vit, mobilenetv1_075)")
+    checkpoint: Optional[str] = opt(None, "weights: a file, a local directory, or a hub id; default: see pretrained")
+    pretrained: bool = opt(False, "take timm's published weights (needs a network); ignored when a checkpoint is given")
+    input_size: Optional[list[int]] = opt(None, "(height, width) the network sees; default: the model's own", "pixels")
+    mean: Optional[list[float]] = opt(None, "normalisation mean per channel; default: stored with the weights")
+    std: Optional[list[float]] = opt(None, "normalisation standard deviation per channel")
+    global_pool: Optional[str] = opt(None, "avg, token, …; default: the model's own")
+    drop_path: float = opt(0.0, "stochastic depth rate", "share")
+    drop_rate: float = opt(0.0, "dropout before the head", "share")
+    precision: str = opt("auto", "embedding arithmetic; auto takes bf16 after scores were checked to agree",
+                         choices=("auto", "fp32", "bf16"))
+    embed_batch_size: int = opt(64, "images per forward pass when embedding", "images")
+
+
+@dataclass
+class TrainerConfig:
+    """The one training loop."""
+
+    max_epochs: int = opt(10, "passes over the training rows", "epochs")
+    optimizer: str = opt("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
+    lr: Optional[float] = opt(None, "peak learning rate; default: base_lr * batch size / 256")
+    base_lr: float = opt(1e-3, "learning rate per 256 images a step, used when lr is not given")
+    min_lr: float = opt(1e-6, "floor of the cosine schedule")
+    weight_decay: float = opt(0.05, "decoupled weight decay (not on biases, norms, position embeddings)")
+    momentum: float = opt(0.9, "SGD momentum")
+    layer_decay: float = opt(1.0, "learning-rate factor per layer from the head down; 1 = off")
+    schedule: str = opt("cosine", "learning-rate schedule",
+                        choices=("constant", "cosine", "step", "exponential", "plateau"))
+    warmup_epochs: float = opt(0.0, "warm-up", "epochs")
+    warmup: str = opt("linear", "linear from 0, or constant at warmup_lr", choices=("linear", "constant"))
+    warmup_lr: float = opt(1e-6, "learning rate of a constant warm-up")
+    step_size: int = opt(10, "epochs between drops of the step schedule", "epochs")
+    gamma: float = opt(0.1, "factor of the step, exponential and plateau schedules")
+    plateau_patience: int = opt(5, "epochs without improvement before the plateau schedule drops", "epochs")
+    label_smoothing: float = opt(0.0, "label smoothing", "share")
+    class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
+    mixup: float = opt(0.0, "mixup alpha; 0 = off")
+    cutmix: float = opt(0.0, "cutmix alpha; 0 = off")
+    random_erasing: float = opt(0.0, "probability of random erasing", "share")
+    rand_augment: str = opt("", "timm RandAugment string, for example rand-m6-mstd0.5-inc1; empty = off")
+    clip_norm: float = opt(0.0, "gradient norm clipping; 0 = off")
+    accumulate: int = opt(1, "batches per optimiser step", "batches")
+    early_stopping: int = opt(0, "epochs without improvement before stopping; 0 = off", "epochs")
+    monitor: str = opt("val_auc", "what picks the best epoch", choices=("val_auc", "val_loss", "last"))
+    ema_decay: float = opt(0.0, "exponential moving average of weights; 0 = off")
+    accelerator: str = opt("auto", "where to train", choices=("auto", "cpu", "gpu", "mps"))
+    precision: str = opt("fp32", "training arithmetic", choices=("fp32", "bf16", "fp16", "auto"))
+    progress: bool = opt(True, "show a progress bar")
+
+
+@dataclass
+class AuditConfig:
+    """How predictions are judged."""
+
+    threshold: str = opt("youden", "youden, f1, sensitivity=0.9, specificity=0.9, prevalence, or a number; chosen on validation rows")
+    bootstrap: int = opt(1000, "patient-clustered bootstrap replicates", "replicates")
+    confidence: float = opt(0.95, "confidence level of intervals", "share")
+    permutations: int = opt(1000, "permutations for p-values of gaps", "draws")
+    min_patients: int = opt(10, "patients needed in a rate's denominator", "patients")
+    max_groups: int = opt(50, "most groups one attribute may have, joint ones included", "groups")
+    primary: list[str] = opt(["auc", "equalized_odds"], "gaps whose tests form the family corrected by Holm")
+
+
+@dataclass
+class MethodConfig:
+    """Base of every method's configuration; ``name`` is the registry's."""
+
+    name: str = opt(MISSING, "registry name of the method")
+
+
+@dataclass
+class TrainConfig:
+    """`evenhand train`: any method or baseline; writes a run folder."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = field(default_factory=MethodConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    seed: int = opt(0, "seed of every random stream")
+    seeds: Optional[list[int]] = opt(None, "several seeds: one run each under RUN/seed=k, train/val re-drawn by patient, test fixed")
+    out: Optional[str] = opt(None, "run folder; default: runs/<time>-<method>")
+    embeddings: Optional[str] = opt(None, "folder of cached embeddings; default: embeddings/ in the prepared data set")
+    deterministic: bool = opt(True, "refuse operations without a deterministic implementation where there is a choice")
+
+
+@dataclass
+class PredictConfig:
+    """`evenhand predict`: score new images with a run and apply its stored threshold."""
+
+    model: str = opt(MISSING, "a run folder written by `evenhand train`")
+    data: str = opt(MISSING, "a prepared data set, or a folder of images")
+    out: Optional[str] = opt(None, "where predictions.parquet goes; default: runs/<time>-predict")
+    split: Optional[str] = opt(None, "only rows of this split; default: all rows")
+    batch_size: int = opt(64, "images per forward pass", "images")
+
+
+@dataclass
+class EvaluateConfig:
+    """`evenhand evaluate`: audit a run on further named data sets."""
+
+    model: str = opt(MISSING, "a run folder written by `evenhand train`")
+    sets: dict[str, str] = opt({}, "name -> prepared data set, as sets.NAME=FOLDER; each may have attributes of its own")
+    split: Optional[str] = opt(None, "only rows of this split; default: all rows of a set")
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    out: Optional[str] = opt(None, "output folder; default: runs/<time>-evaluate")
+
+
+@dataclass
+class ExportConfig:
+    """`evenhand export`: write a folder that timm loads."""
+
+    model: str = opt(MISSING, "a run folder written by `evenhand train`")
+    out: str = opt(MISSING, "folder to write")

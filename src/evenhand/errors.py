@@ -1,0 +1,79 @@
+"""One exception tree: every error a user can cause or meet carries its exit code.
+
+An error is one summary line (what arrived, what the rule is, what to do) and any number of details. The command line
+prints the summary and at most ten details; ``--problems FILE`` writes all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EvenhandError(Exception):
+    """Base of all errors raised on purpose. Exit code 4: the environment or a run failed.
+
+    Args:
+        summary: one line: what arrived, what the rule is, what to do.
+        details: further lines, one problem each; all of them are kept.
+    """
+
+    exit_code = 4
+
+    def __init__(self, summary: str, details: Sequence[str] = ()) -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.details = tuple(details)
+
+    def __str__(self) -> str:
+        shown = [f"  {line}" for line in self.details[:10]]
+        hidden = len(self.details) - len(shown)
+        more = [f"  … and {hidden} more"] if hidden > 0 else []
+        return "\n".join([self.summary, *shown, *more])
+
+
+class InputError(EvenhandError):
+    """The input is wrong (exit code 2); nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """An option is unknown, of the wrong type, or contradicts another one."""
+
+
+class TableError(InputError):
+    """A table breaks the table contract; ``details`` holds every problem found."""
+
+
+class ImageError(InputError):
+    """Images are missing, unreadable, truncated or of a kind that is not supported."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is unsafe, truncated, or does not fit the architecture."""
+
+
+class MethodError(InputError):
+    """A method cannot be applied to this task (for example: multi-label where only binary makes sense)."""
+
+
+class GateError(EvenhandError):
+    """A gate given with ``--fail-if`` did not hold, or could not be estimated (exit code 3)."""
+
+    exit_code = 3
+
+
+class RunError(EvenhandError):
+    """A run failed after it had started: state is kept and the same command continues (exit code 4)."""
+
+
+class NonFiniteLossError(RunError):
+    """The loss became NaN or infinite."""
+
+
+class DiskFullError(RunError):
+    """No space is left where a result was to be written; nothing half-written is left behind."""
+
+
+class DependencyError(EvenhandError):
+    """A package is missing, too old, or two packages do not match (torch and torchvision)."""
