@@ -1,0 +1,97 @@
+"""`evenhand export`: write a finished run's classifier as a folder that timm loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evenhand.config.schema import ExportConfig
+from evenhand.errors import InputError
+from evenhand.methods.predictors import HeadPredictor, ModelPredictor
+from evenhand.models import ImageClassifier, build_classifier
+from evenhand.random import derive_seed
+from evenhand.runs.folder import RunFolder
+from evenhand.runs.results import load_predictor, stored_thresholds
+
+
+def export(config: ExportConfig) -> Path:
+    """Write config.json and model.safetensors in timm's local-directory layout, and how to use them in evenhand.json.
+
+    A head on frozen embeddings becomes the network's own classification layer, so that
+    ``timm.create_model("local-dir:FOLDER")`` gives the same logits on normalised images.
+
+    Args:
+        config: ``model`` is a run folder, ``out`` the folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: no finished run, a method whose decision needs the attribute (per-group thresholds: export the
+            probe instead), or an ``out`` that is not empty.
+
+    Example:
+        >>> import evenhand as eh  # doctest: +SKIP
+        >>> eh.export(eh.compose("export", ["model=runs/probe", "out=exported"]))  # doctest: +SKIP
+    """
+    run, out = RunFolder(config.model), Path(config.out)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"out={out} is not empty; give an empty or a new folder")
+    predictor, trained = load_predictor(run)
+    if isinstance(predictor, HeadPredictor):
+        n_outputs = len(predictor.bias)
+        model = build_classifier(trained.model, n_outputs, derive_seed(trained.seed, "head"))
+        put_head(model, torch.as_tensor(predictor.weight), torch.as_tensor(predictor.bias))
+    elif isinstance(predictor, ModelPredictor):
+        model = predictor.model
+    else:
+        raise InputError(f"the run {run.root} decides with per-group thresholds, which timm's layout cannot hold; export a linear_probe run instead")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _write(model, run, scratch)
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+        out.chmod(0o755)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def put_head(model: ImageClassifier, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Copy an affine map on embeddings into the network's classification layer.
+
+    Raises:
+        InputError: the network has no single classification layer of the right width.
+    """
+    layer = model.network.get_classifier()
+    if not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) or layer.weight.shape[:2] != weight.shape or layer.bias is None:
+        raise InputError(f"{model.name} has no linear classification layer of width {weight.shape[1]}; its head cannot be exported")
+    with torch.no_grad():
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        layer.bias.copy_(bias)
+
+
+def _write(model: ImageClassifier, run: RunFolder, folder: Path) -> None:
+    from timm.models import save_for_hf
+
+    info: dict[str, Any] = run.info
+    names = info["classes"] or info["labels"]
+    save_for_hf(model.network, str(folder), model_config={"pretrained_cfg": model.pretrained_cfg(), "label_names": names}, safe_serialization=True)
+    facts = {
+        "schema": "evenhand.export/1",
+        "architecture": model.name,
+        "kind": info["kind"],
+        "outputs": names,
+        "score": "softmax" if info["kind"] == "multiclass" else "sigmoid",
+        "thresholds": {} if info["classes"] else stored_thresholds(run),
+        "input": "float32 in [0, 1], one channel repeated to three, resized to input_size, then (x - mean) / std",
+        "run": {key: info[key] for key in ("method", "seed", "data_hash", "model_hash", "versions")},
+    }
+    (folder / "evenhand.json").write_text(json.dumps(facts, indent=1) + "\n")

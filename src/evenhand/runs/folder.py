@@ -1,0 +1,240 @@
+"""A run folder: everything that explains a run, written so that a kill at any moment leaves the last complete state."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from evenhand.errors import DiskFullError, InputError, RunError
+
+PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
+IGNORED_IN_IDENTITY = ("out", "embeddings", "trainer.progress", "seeds")
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file completely or not at all: a temporary file beside it, then a rename.
+
+    Args:
+        path: the file to replace; its folder is made.
+        write: called with a binary file open for writing.
+
+    Raises:
+        DiskFullError: no space is left; the temporary file is removed and the old file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DiskFullError(f"no space is left to write {path.name} in {path.parent}; free some and run the same command again") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically (see `write_atomic`)."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; numbers that are not finite are refused, because JSON has none."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def utc_now() -> str:
+    """The time in ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages whose numbers a run depends on, without importing them."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """sha256 of a configuration without the options that do not change its numbers (where it writes, progress display).
+
+    Example:
+        >>> identity({"seed": 0, "out": "a"}) == identity({"seed": 0, "out": "b"})
+        True
+    """
+
+    def strip(value: Any, prefix: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: strip(item, f"{prefix}{key}.") for key, item in value.items() if f"{prefix}{key}" not in IGNORED_IN_IDENTITY}
+        return value
+
+    return hashlib.sha256(json.dumps(strip(config, ""), sort_keys=True, default=str).encode()).hexdigest()
+
+
+class FileStore:
+    """A `evenhand.methods.Store` in a folder. Values hold tensors, numbers, strings, lists and dicts only; loading runs no code.
+
+    Args:
+        root: the folder.
+        read_only: writes are dropped (all but the first process of a distributed run).
+    """
+
+    def __init__(self, root: Path, read_only: bool = False) -> None:
+        self.root = root
+        self.read_only = read_only
+
+    def get(self, key: str) -> Any | None:
+        """The value last put, or None."""
+        import torch
+
+        path = self.root / f"{key}.pt"
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise RunError(f"the saved state {path} cannot be read ({type(error).__name__}); delete it to start this run again") from error
+
+    def put(self, key: str, value: Any) -> None:
+        """Replace a value atomically."""
+        import torch
+
+        if self.read_only:
+            return
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        write_atomic(self.root / f"{key}.pt", lambda file: file.write(buffer.getbuffer()))
+
+    def append(self, key: str, record: Mapping[str, Any]) -> None:
+        """Add one JSON record to a log; a line that a kill cut short is dropped by the next append."""
+        if self.read_only:
+            return
+        path = self.root / f"{key}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            size = file.tell()
+            if size:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.truncate(_last_newline(path))
+            file.write(json.dumps(record).encode() + b"\n")
+
+
+def _last_newline(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+class RunFolder:
+    """One run on disk: config.yaml, run.json, metrics.jsonl, predictions.parquet, audit.json, report.html, results.csv, checkpoints/.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def __fspath__(self) -> str:
+        return str(self.root)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.root)!r})"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json, empty where there is none yet."""
+        path = self.root / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the run ended and its results are complete."""
+        return self.info.get("status") == "done"
+
+    @property
+    def seeds(self) -> list[RunFolder]:
+        """The runs of each seed, in order of the seed; a single run is its own only one."""
+        folders = [path for path in self.root.glob("seed=*") if (path / "run.json").exists()]
+        return [RunFolder(path) for path in sorted(folders, key=lambda path: int(path.name.split("=")[1]))] or [self]
+
+    def update(self, **values: Any) -> None:
+        """Change some entries of run.json atomically."""
+        write_json(self.root / "run.json", {**self.info, **values})
+
+    def store(self, read_only: bool = False) -> FileStore:
+        """The method's store."""
+        return FileStore(self.root / "checkpoints", read_only)
+
+    @classmethod
+    def begin(cls, root: str | Path, config: Mapping[str, Any], config_yaml: str) -> RunFolder:
+        """Make the folder of a new run, or find the one of the same command that was interrupted.
+
+        Args:
+            root: the folder.
+            config: the resolved configuration as plain containers.
+            config_yaml: the same as text, for people.
+
+        Raises:
+            InputError: the folder holds something else, or a run of another configuration.
+        """
+        run = cls(root)
+        key = identity(config)
+        if not run.info and run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
+            raise InputError(f"out={run.root} is not empty and holds no run; give an empty or a new folder")
+        known = run.info.get("config_id")
+        if known is not None and known != key:
+            raise InputError(
+                f"out={run.root} holds a run of another configuration ({_first_difference(run.info.get('config', {}), config)}); "
+                "give another out=, or remove that folder"
+            )
+        if known is None:
+            run.root.mkdir(parents=True, exist_ok=True)
+            write_text(run.root / "config.yaml", config_yaml)
+            run.update(schema="evenhand.run/1", status="running", config_id=key, config=dict(config), started=utc_now())
+        return run
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process.
+
+        Raises:
+            RunError: another process is writing this run.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"another process is writing {self.root}; wait for it or give another out=") from error
+            yield
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """The first option two configurations differ in, as text."""
+    for key in [*new, *(key for key in old if key not in new)]:
+        name = f"{prefix}{key}"
+        left, right = old.get(key), new.get(key)
+        if left == right or name in IGNORED_IN_IDENTITY:
+            continue
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            return _first_difference(left, right, f"{name}.")
+        return f"{name} was {left}, now {right}"
+    return "no visible option"

@@ -1,0 +1,102 @@
+"""`evenhand predict`: score new images with a finished run and apply its stored threshold."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evenhand.config.schema import PredictConfig
+from evenhand.data.cache import ImageCache, build_cache
+from evenhand.data.datasets import PreparedData
+from evenhand.data.images import IMAGE_SUFFIXES
+from evenhand.errors import InputError
+from evenhand.evaluation.predictions import make_predictions, write_predictions
+from evenhand.methods.base import Predictor
+from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_json
+from evenhand.runs.results import load_predictor, positions, stored_thresholds
+
+
+def decide(scores: npt.NDArray[np.float64], labels: tuple[str, ...], classes: tuple[str, ...], thresholds: dict[str, float]) -> npt.NDArray[np.int64]:
+    """Decisions (n, L) of scores at the stored thresholds; multi-class: the class with the highest score, (n, 1)."""
+    if classes:
+        return scores.argmax(axis=1)[:, None]
+    limits = np.array([thresholds[name] for name in labels])
+    return (scores >= limits).astype(np.int64)
+
+
+def predict(config: PredictConfig) -> Path:
+    """Score images with a run; nothing is trained and no label is needed.
+
+    Args:
+        config: ``model`` is a run folder; ``data`` a prepared data set, or a folder of image files, which are resized
+            the way the run's data set was.
+
+    Returns:
+        The folder with predictions.parquet (image, scores, decisions) and predict.json.
+
+    Raises:
+        InputError: no finished run, no images, or a method that needs an attribute the images come without.
+
+    Example:
+        >>> import evenhand as eh  # doctest: +SKIP
+        >>> eh.predict(eh.compose("predict", ["model=runs/probe", "data=new_images"]))  # doctest: +SKIP
+    """
+    run = RunFolder(config.model)
+    out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-predict")
+    source = Path(config.data)
+    if (source / "dataset.yaml").exists():
+        frame = _score_prepared(run, PreparedData.open(source), config.split)
+    elif source.is_dir():
+        frame = _score_folder(run, source)
+    else:
+        raise InputError(f"data={source} is neither a prepared data set nor a folder of images")
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(frame, out / "predictions.parquet")
+    facts = {"schema": "evenhand.predict/1", "model": str(run.root), "data": str(source), "n_images": len(frame)}
+    write_json(out / "predict.json", {**facts, "thresholds": stored_thresholds(run), "versions": package_versions(), "written": utc_now()})
+    return out
+
+
+def _score_prepared(run: RunFolder, data: PreparedData, split: str | None) -> pd.DataFrame:
+    predictor, _ = load_predictor(run, data.root / "embeddings")
+    rows = positions(np.asarray(data.split, dtype=object), split)
+    attributes = [name for name in run.info["attributes"] if all(part in data.table for part in name.split("*"))]
+    groups = {name: item.take(rows) for name, item in data.groups(attributes).items()}
+    absent = [name for name in getattr(predictor, "attributes", ()) if name not in groups]
+    if predictor.needs_groups and absent:
+        raise InputError(f"the run {run.root} decides by {', '.join(absent)}, which {data.root} does not have; prepare it with that column")
+    scores, decisions = predictor.predict(data.images(rows), groups if predictor.needs_groups else None)
+    return _frame(run, data.table.iloc[rows], scores, decisions, groups)
+
+
+def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"data={folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    predictor, _ = load_predictor(run)
+    if predictor.needs_groups:
+        raise InputError(f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that")
+    trained_on = PreparedData.open(run.info["data"])
+    with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
+        cache, _ = build_cache(files, Path(scratch) / "cache", size=trained_on.cache.shape[1], resize=trained_on.resize, channels=trained_on.cache.shape[0])
+        scores = _scores(predictor, cache)
+    table = pd.DataFrame({"image": [str(path.relative_to(folder)) for path in files]})
+    return _frame(run, table, scores, None, {})
+
+
+def _scores(predictor: Predictor, cache: ImageCache) -> npt.NDArray[np.float64]:
+    return predictor.predict(cache.images())[0]
+
+
+def _frame(run: RunFolder, table: pd.DataFrame, scores: npt.NDArray[np.float64], decisions: Any, groups: dict[str, Any]) -> pd.DataFrame:
+    info = run.info
+    labels, classes = tuple(info["labels"]), tuple(info["classes"])
+    if decisions is None:
+        decisions = decide(scores, labels, classes, stored_thresholds(run))
+    return make_predictions(table, y_true=None, y_score=scores, y_pred=decisions, groups=groups, seed=info["seed"], labels=labels, classes=classes)

@@ -1,0 +1,185 @@
+"""What a fitted method leaves in its run folder, and how a run is taken up again to score other images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from evenhand.config.schema import AuditConfig, TrainConfig
+from evenhand.errors import CheckpointError, InputError
+from evenhand.evaluation.evaluate import AuditResult, evaluate
+from evenhand.evaluation.predictions import make_predictions, write_predictions
+from evenhand.methods.base import Predictor, Result, Task
+from evenhand.methods.predictors import predictor_from_state
+from evenhand.models import build_classifier, model_fingerprint
+from evenhand.random import derive_seed
+from evenhand.runs.folder import RunFolder, write_atomic, write_json, write_text
+from evenhand.runs.task import Encoder, Rows, pick_device
+
+
+def score(predictor: Predictor, rows: Rows, splits: Sequence[str], seed: int) -> pd.DataFrame:
+    """Predictions of the rows of some splits, in table order, as the contract's columns.
+
+    Args:
+        predictor: scores images.
+        rows: what the run reads from its data set.
+        splits: names of splits to score.
+        seed: written beside every row.
+    """
+    chosen = np.flatnonzero(np.isin(rows.split.astype(str), list(splits)))
+    groups = {name: item.take(chosen) for name, item in rows.groups.items()}
+    scores, decisions = predictor.predict(rows.data.images(chosen), groups if predictor.needs_groups else None)
+    return make_predictions(
+        rows.data.table.iloc[chosen],
+        y_true=rows.y[chosen],
+        y_score=scores,
+        y_pred=decisions,
+        groups=groups,
+        split=rows.split[chosen],
+        seed=seed,
+        labels=rows.labels,
+        classes=tuple(rows.data.spec.classes),
+    )
+
+
+def judge(run: RunFolder, predictions: pd.DataFrame, rows: Rows, config: TrainConfig) -> AuditResult:
+    """Audit a run's predictions and write predictions.parquet, audit.json, results.csv and report.html."""
+    audit = evaluate(
+        predictions,
+        labels=rows.labels,
+        attributes=rows.attributes,
+        config=config.audit,
+        seed=config.seed,
+        bins=dict(rows.data.spec.bins),
+        missing=config.data.missing,
+        classes=tuple(rows.data.spec.classes),
+    )
+    write_audit(run.root, audit, predictions, _facts(run), f"{config.method.name} on {rows.data.name}")
+    return audit
+
+
+def write_audit(root: Path, audit: AuditResult, predictions: pd.DataFrame, facts: Mapping[str, Any], title: str) -> None:
+    """Write predictions.parquet, audit.json, results.csv and report.html into a folder, each atomically."""
+    from evenhand.report.html import write_audit_report
+
+    content = audit.to_json()
+    content["provenance"] = {**content.get("provenance", {}), **facts}
+    table = audit.to_table()
+    for name in ("seed", "method", "data"):
+        if facts.get(name) is not None and name not in table:
+            table.insert(0, name, facts[name])
+    write_predictions(predictions, root / "predictions.parquet")
+    write_json(root / "audit.json", content)
+    write_text(root / "results.csv", table.to_csv(index=False))
+    write_audit_report(content, predictions, root / "report.html", title=title)
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    info = run.info
+    names = ("method", "seed", "data_name", "data_hash", "split_hash", "model_hash", "n_images", "versions", "started")
+    return {"data" if name == "data_name" else name: info.get(name) for name in names}
+
+
+def save_predictor(run: RunFolder, result: Result, task: Task, encoder: Encoder) -> None:
+    """Write the predictor as predictor.json and model.safetensors, and the history as metrics.jsonl."""
+    from safetensors.torch import save
+
+    meta, tensors = result.predictor.state()
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_atomic(run.root / "model.safetensors", lambda file: file.write(content))
+    write_json(run.root / "predictor.json", meta)
+    lines = "".join(json.dumps(dict(record)) + "\n" for record in result.history)
+    write_text(run.root / "metrics.jsonl", lines)
+    if encoder.built:
+        run.update(embedding=encoder.description())
+
+
+def load_config(run: RunFolder) -> TrainConfig:
+    """The resolved configuration of a finished run.
+
+    Raises:
+        InputError: the folder holds no finished run, or several (one a seed).
+    """
+    from evenhand.config import from_plain
+
+    if not run.root.is_dir():
+        raise InputError(f"model={run.root} does not exist; give a run folder written by `evenhand train`")
+    if not run.info:
+        seeds = [folder.root.name for folder in run.seeds if folder.root != run.root]
+        if seeds:
+            raise InputError(f"model={run.root} holds {len(seeds)} runs; name one of them, for example model={run.root / seeds[0]}")
+        raise InputError(f"model={run.root} holds no run (no run.json); give a run folder written by `evenhand train`")
+    if not run.done:
+        raise InputError(f"model={run.root} is a run that has not finished (status {run.info.get('status')}); run its train command again first")
+    return from_plain("train", {key: value for key, value in run.info["config"].items() if key not in ("redraw", "data_hash")})
+
+
+def load_predictor(run: RunFolder, embeddings: Path | None = None) -> tuple[Predictor, TrainConfig]:
+    """Restore a finished run's predictor.
+
+    Args:
+        run: the run folder.
+        embeddings: where embeddings of the images to be scored are cached; None keeps none.
+
+    Raises:
+        InputError: no finished run.
+        CheckpointError: the encoder's weights are not the ones the run was trained with.
+    """
+    from safetensors.torch import load_file
+
+    config = load_config(run)
+    device = pick_device("auto" if config.trainer.accelerator == "gpu" and not torch.cuda.is_available() else config.trainer.accelerator)
+    meta = json.loads((run.root / "predictor.json").read_text())
+    encoder = Encoder(config.model, config.seed, device, embeddings)
+    if meta.get("needs_encoder", True):
+        now = model_fingerprint(encoder.classifier.network)
+        if now != run.info["model_hash"]:
+            raise CheckpointError(
+                f"the encoder's weights are not those the run {run.root} was trained with (sha256 {now[:12]}, expected "
+                f"{run.info['model_hash'][:12]}); put the same checkpoint at {config.model.checkpoint or config.model.name}"
+            )
+    seed = derive_seed(config.seed, "head")
+    predictor = predictor_from_state(
+        meta,
+        load_file(run.root / "model.safetensors"),
+        embed=encoder.embed,
+        build_model=lambda n_outputs: build_classifier(config.model, n_outputs, seed),
+        device=device,
+    )
+    return predictor, config
+
+
+def stored_thresholds(run: RunFolder) -> dict[str, float]:
+    """Label -> the threshold that was chosen on the run's validation rows."""
+    audit = json.loads((run.root / "audit.json").read_text())
+    chosen: dict[str, float] = {}
+    for name, item in audit["labels"].items():
+        threshold = item["threshold"]
+        chosen[name] = float(threshold["value"] if isinstance(threshold, dict) else threshold)
+    return chosen
+
+
+def audit_config(run_config: TrainConfig, asked: AuditConfig | None) -> AuditConfig:
+    """The audit options of an evaluation: the asked ones, else the run's."""
+    return asked or run_config.audit
+
+
+def positions(split: npt.NDArray[Any], wanted: str | None) -> npt.NDArray[np.int64]:
+    """Rows of one split, or all rows.
+
+    Raises:
+        InputError: no row is in that split.
+    """
+    if wanted is None:
+        return np.arange(len(split))
+    rows = np.flatnonzero(split.astype(str) == wanted)
+    if not len(rows):
+        raise InputError(f"split={wanted} has no rows; the data set has {', '.join(sorted(set(split.astype(str))))}")
+    return rows

@@ -1,0 +1,228 @@
+"""From a configuration and a prepared data set to a method's `Task`: rows, splits, the cached encoder, the model builder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evenhand.config.schema import DataConfig, ModelConfig, TrainConfig
+from evenhand.data.datasets import PreparedData
+from evenhand.data.groups import Groups
+from evenhand.data.splits import redraw_validation
+from evenhand.errors import InputError, TableError
+from evenhand.methods.base import Images, Split, Store, Task
+from evenhand.models import EmbeddingCache, ImageClassifier, LocalEmbedder, build_classifier
+from evenhand.random import derive_seed
+
+log = logging.getLogger(__name__)
+
+
+def rank() -> int:
+    """The position of this process in a distributed run; 0 alone writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device behind ``trainer.accelerator``.
+
+    Raises:
+        InputError: a GPU was asked for and there is none.
+    """
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in ("gpu", "mps"):
+        raise InputError(f"trainer.accelerator={accelerator} was asked for, but torch sees none here; use trainer=cpu, or see `evenhand doctor`")
+    return torch.device("cpu")
+
+
+@dataclass
+class Encoder:
+    """The frozen encoder of a run, built when first used, its embeddings cached on disk.
+
+    Args:
+        config: which backbone and weights.
+        seed: initialises what the weights do not cover.
+        device: where it runs.
+        folder: the embedding cache.
+        progress: show a progress bar.
+    """
+
+    config: ModelConfig
+    seed: int
+    device: torch.device
+    folder: Path | None
+    progress: bool = False
+    _classifier: ImageClassifier | None = None
+    _embedder: LocalEmbedder | None = None
+    _base: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The network without a head."""
+        if self._classifier is None:
+            self._classifier = build_classifier(self.config, 0, self.seed)
+        return self._classifier
+
+    @property
+    def embedder(self) -> LocalEmbedder:
+        """The encoder with its normalisation and precision."""
+        if self._embedder is None:
+            self._embedder = LocalEmbedder(self.classifier, self.config.precision, self.config.embed_batch_size, self.device)
+        return self._embedder
+
+    @property
+    def built(self) -> bool:
+        """Whether any image was embedded."""
+        return self._embedder is not None
+
+    def embed(self, images: Images) -> npt.NDArray[np.float32]:
+        """Embeddings (n, dim) of images; those of a cache are computed once for all its images and then looked up."""
+        base = getattr(images, "base", None)
+        if base is None or self.folder is None:
+            return self.embedder.embed_images(images, progress=self.progress)
+        everything = base.images()
+        if everything.fingerprint not in self._base:
+            self._base[everything.fingerprint] = EmbeddingCache(self.folder).get(self.embedder, everything, progress=self.progress)
+        return np.ascontiguousarray(self._base[everything.fingerprint][images.rows])  # type: ignore[attr-defined]
+
+
+def choose(asked: list[str] | None, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The asked names in their order, all of them where none was asked.
+
+    Raises:
+        InputError: a name the data set does not have; the nearest is offered.
+    """
+    import difflib
+
+    if not asked:
+        return known
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise InputError(f"{what} '{name}' is not in the prepared data set, which has {', '.join(known) or 'none'}{hint}")
+    return tuple(asked)
+
+
+def choose_attributes(asked: list[str] | None, data: PreparedData) -> tuple[str, ...]:
+    """The asked attributes; joint ones may be made of any prepared columns.
+
+    Raises:
+        InputError: a part that the data set does not have.
+    """
+    prepared = tuple(data.spec.attributes)
+    columns = tuple(dict.fromkeys(part for name in prepared for part in name.split("*")))
+    for name in asked or ():
+        choose(name.split("*"), columns, "attribute")
+    return tuple(asked) if asked else prepared
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run reads from a prepared data set."""
+
+    data: PreparedData
+    labels: tuple[str, ...]
+    attributes: tuple[str, ...]
+    y: npt.NDArray[Any]
+    groups: dict[str, Groups]
+    split: npt.NDArray[np.object_]
+
+    def take(self, name: str) -> Split:
+        """One split's rows."""
+        rows = np.flatnonzero(self.split == name)
+        groups = {attribute: groups.take(rows) for attribute, groups in self.groups.items()}
+        return Split(self.data.images(rows), self.y[rows], groups, self.data.patients[rows], rows)
+
+    @property
+    def kind(self) -> str:
+        """binary, multiclass or multilabel, given the labels that were chosen."""
+        if self.data.spec.kind == "multiclass":
+            return "multiclass"
+        return "binary" if len(self.labels) == 1 else "multilabel"
+
+    @property
+    def split_hash(self) -> str:
+        """sha256 of the split of every row."""
+        return hashlib.sha256("\n".join(map(str, self.split)).encode()).hexdigest()
+
+
+def read_rows(config: DataConfig, seed: int, redraw: bool) -> Rows:
+    """Open a prepared data set and settle labels, attributes, missing values and splits.
+
+    Args:
+        config: the data options.
+        seed: draws train and validation anew where ``redraw`` is true; the test rows never change.
+        redraw: whether to re-draw train and validation, by patient.
+
+    Raises:
+        InputError: an unknown label or attribute.
+        TableError: missing attributes under ``missing=error``, or no training rows.
+    """
+    data = PreparedData.open(config.path)
+    labels = choose(config.labels, tuple(data.spec.labels), "label")
+    attributes = choose_attributes(config.attributes, data)
+    y = data.labels(list(labels))
+    groups = data.groups(list(attributes))
+    split = np.asarray(data.split, dtype=object)
+    if redraw:
+        strata = np.nan_to_num(y[:, 0] if y.ndim == 2 else y, nan=-1).astype(np.int64)
+        split = np.asarray(redraw_validation(split, data.patients, strata, config.val_fraction, seed), dtype=object)
+    split = _apply_missing(config.missing, split, groups)
+    if not (split == "train").any():
+        raise TableError(f"{config.path} has no training rows left; check its split column and missing={config.missing}")
+    return Rows(data, labels, attributes, y, groups, split)
+
+
+def _apply_missing(policy: str, split: npt.NDArray[np.object_], groups: dict[str, Groups]) -> npt.NDArray[np.object_]:
+    missing = np.zeros(len(split), dtype=bool)
+    for item in groups.values():
+        missing |= item.codes < 0
+    if policy == "error" and missing.any():
+        rows = np.flatnonzero(missing)
+        counts = [f"{name}: {int((item.codes < 0).sum())} rows" for name, item in groups.items() if (item.codes < 0).any()]
+        raise TableError(f"{len(rows)} rows have a missing attribute and data.missing=error; fill them in, or set data.missing=own_group or drop", counts)
+    if policy == "drop" and missing.any():
+        log.warning("%d rows with a missing attribute are left out (data.missing=drop)", int(missing.sum()))
+        return np.where(missing, "dropped", split).astype(object)
+    return split
+
+
+def make_task(config: TrainConfig, rows: Rows, seed: int, store: Store, report: Callable[[str], None]) -> tuple[Task, Encoder]:
+    """The `Task` of one seed and the run's frozen encoder."""
+    device = pick_device(config.trainer.accelerator)
+    folder = Path(config.embeddings) if config.embeddings else rows.data.root / "embeddings"
+    encoder = Encoder(config.model, config.seed, device, folder, progress=config.trainer.progress)
+
+    def build_model(n_outputs: int) -> ImageClassifier:
+        return build_classifier(config.model, n_outputs, derive_seed(seed, "head"))
+
+    task = Task(
+        train=rows.take("train"),
+        val=rows.take("val"),
+        kind=rows.kind,  # type: ignore[arg-type]
+        labels=rows.labels,
+        classes=tuple(rows.data.spec.classes),
+        attributes=rows.attributes,
+        seed=seed,
+        device=device,
+        store=store,
+        embed=encoder.embed,
+        build_model=build_model,
+        trainer=config.trainer,
+        batch_size=config.data.batch_size,
+        augment=config.data.augment,
+        report=report,
+    )
+    return task, encoder

@@ -1,0 +1,151 @@
+"""`evenhand train`: one run, or one a seed, from a prepared data set to an audited run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from evenhand.config.schema import TrainConfig
+from evenhand.errors import EvenhandError, InputError
+from evenhand.methods.base import Result
+from evenhand.methods.registry import get_method
+from evenhand.models import model_fingerprint
+from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_atomic, write_text
+from evenhand.runs.results import judge, save_predictor, score
+from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
+
+log = logging.getLogger(__name__)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain containers."""
+    return dict(asdict(config))
+
+
+def as_yaml(config: Any) -> str:
+    """A configuration as YAML text that `evenhand train` reads back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+
+
+def train(config: TrainConfig) -> RunFolder:
+    """Train any method, audit it on the test rows, and write a run folder.
+
+    With ``config.seeds`` each seed becomes ``OUT/seed=k`` with training and validation rows re-drawn by patient and the
+    test rows fixed. The same command continues an interrupted run and ends with the same numbers; a finished one is
+    returned as it is.
+
+    Args:
+        config: see `evenhand.config.TrainConfig`; from text: ``evenhand.compose("train", ["data=…", "method=…"])``.
+
+    Returns:
+        The run folder; ``.seeds`` lists the run of each seed.
+
+    Raises:
+        InputError: the data set, the checkpoint or an option is wrong; nothing is written.
+        RunError: training failed after it had started; the folder keeps its last complete state.
+
+    Example:
+        >>> import evenhand as eh  # doctest: +SKIP
+        >>> run = eh.train(eh.compose("train", ["data=prepared/ham", "method=linear_probe"]))  # doctest: +SKIP
+        >>> run.info["status"]  # doctest: +SKIP
+        'done'
+    """
+    out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.method.name}")
+    if not config.seeds:
+        return _train_one(config, out, config.seed, redraw=False)
+    if len(set(config.seeds)) != len(config.seeds):
+        raise InputError(f"seeds={config.seeds} names a seed twice; each may stand once")
+    if (out / "run.json").exists() and RunFolder(out).info.get("schema") == "evenhand.run/1":
+        raise InputError(f"out={out} holds a single run; give another out= for several seeds")
+    runs = [_train_one(config, out / f"seed={seed}", seed, redraw=True) for seed in config.seeds]
+    if rank() == 0:
+        tables = [pd.read_csv(run.root / "results.csv") for run in runs]
+        text = pd.concat(tables, ignore_index=True).to_csv(index=False)
+        write_text(out / "results.csv", text)
+    return RunFolder(out)
+
+
+def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFolder:
+    config = replace(config, seed=seed, seeds=None, out=str(out))
+    if rank() > 0:
+        _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw)
+        return RunFolder(out)
+    rows = read_rows(config.data, seed, redraw)
+    identity = {**plain(config), "redraw": redraw, "data_hash": rows.data.fingerprint}
+    is_new = not (out / "run.json").exists()
+    run = RunFolder.begin(out, identity, as_yaml(config))
+    with run.locked():
+        if run.done:
+            log.info("%s is finished already", run.root)
+            return run
+        try:
+            _fit(config, rows, run, redraw)
+        except InputError:
+            if is_new:
+                shutil.rmtree(run.root)
+            raise
+        except EvenhandError as error:
+            run.update(status="failed", error=error.summary, ended=utc_now())
+            raise
+    return run
+
+
+def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool) -> None:
+    """Fit, score validation and test rows, save everything; ``done`` is set last."""
+    writes = rank() == 0
+    store = run.store(read_only=not writes)
+    task, encoder = make_task(config, rows, config.seed, store, log.info)
+    method = get_method(config.method)
+    if writes:
+        run.update(status="running", seed=config.seed, method=config.method.name, **_provenance(encoder, rows, redraw))
+    with deterministic(config.deterministic):
+        result: Result = method.fit(task)
+        predictions = score(result.predictor, rows, ("val", "test"), config.seed)
+    if not writes:
+        return
+    save_predictor(run, result, task, encoder)
+    for name, content in result.artifacts.items():
+        write_atomic(run.root / name, lambda file, content=content: file.write(content))
+    judge(run, predictions, rows, config)
+    run.update(status="done", ended=utc_now(), notes=list(result.notes))
+
+
+def _provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
+    counts = {name: int((rows.split == name).sum()) for name in ("train", "val", "test")}
+    return {
+        "versions": package_versions(),
+        "data": str(rows.data.root.resolve()),
+        "data_name": rows.data.name,
+        "data_hash": rows.data.fingerprint,
+        "split_hash": rows.split_hash,
+        "split_redrawn": redraw,
+        "n_images": counts,
+        "model_hash": model_fingerprint(encoder.classifier.network),
+        "kind": rows.kind,
+        "labels": list(rows.labels),
+        "classes": list(rows.data.spec.classes),
+        "attributes": list(rows.attributes),
+    }
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Ask torch for deterministic operations, and put its setting back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
