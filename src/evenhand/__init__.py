@@ -1,2 +1,64 @@
-"""Assess and mitigate unequal performance across patient groups in medical-imaging models."""
+"""Assess and mitigate unequal performance across patient groups in medical-imaging models.
+
+The table of contents; everything is imported on first use, so that ``import evenhand`` is instant and never loads torch.
+
+Audit a table of scores::
+
+    import evenhand as eh
+    result = eh.audit(df, label="y", score="p", groups=["sex", "sex*age"])
+
+Train on a prepared folder, as the command line does::
+
+    run = eh.train(eh.compose("train", ["data=prepared", "method=group_dro", "trainer.max_epochs=20"]))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evenhand.config.compose import compose as compose
+    from evenhand.data.sources.csv import prepare_csv as prepare_csv
+    from evenhand.data.synthetic import make_cohort as make_cohort
+    from evenhand.evaluation.audit import audit as audit
+    from evenhand.evaluation.compare import compare as compare
+    from evenhand.runs.evaluate import evaluate as evaluate
+    from evenhand.runs.export import export as export
+    from evenhand.runs.predict import predict as predict
+    from evenhand.runs.train import train as train
+
 __version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "audit": "evenhand.evaluation.audit",
+    "compare": "evenhand.evaluation.compare",
+    "compose": "evenhand.config.compose",
+    "evaluate": "evenhand.runs.evaluate",
+    "export": "evenhand.runs.export",
+    "make_cohort": "evenhand.data.synthetic",
+    "predict": "evenhand.runs.predict",
+    "prepare_csv": "evenhand.data.sources.csv",
+    "train": "evenhand.runs.train",
+}
+_ROOMS = ("config", "data", "errors", "evaluation", "methods", "metrics", "models", "report", "runs", "training")
+
+__all__ = [
+    "audit", "compare", "compose", "config", "data", "errors", "evaluate", "evaluation", "export", "make_cohort", "methods", "metrics",
+    "models", "predict", "prepare_csv", "report", "runs", "train", "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        value = getattr(import_module(_FUNCTIONS[name]), name)
+    elif name in _ROOMS:
+        value = import_module(f"evenhand.{name}")
+    else:
+        raise AttributeError(f"module 'evenhand' has no attribute '{name}'; it has: {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

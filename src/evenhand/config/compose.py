@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from evenhand.config.methods import METHOD_CONFIGS
 from evenhand.config.options import Option, list_options, nearest, section_names, strip_optional
@@ -316,5 +316,5 @@ def _is_missing(config: Any, name: str) -> bool:
 def _missing_text(kind: type, missing: Sequence[str]) -> str:
     options = {option.name: option for option in list_options(kind)}
     typed = {"data.path": "data", "model.checkpoint": "model"} if groups_of(kind) else {}
-    wanted = [f"{typed.get(name, name)}=… ({cast(Option, options[name]).help})" for name in missing]
+    wanted = [f"{typed.get(name, name)}=… ({options[name].help})" for name in missing]
     return f"missing: {', '.join(wanted)}"

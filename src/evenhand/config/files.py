@@ -34,6 +34,7 @@ def save_config(config: Any, path: str | Path) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(config_yaml(config))
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:

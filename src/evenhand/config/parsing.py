@@ -65,7 +65,7 @@ def split_list(text: str, name: str = "list") -> list[str]:
 
 def check_value(value: Any, option: Option) -> str:
     """What is wrong with a typed value (its choices and its range), or an empty text."""
-    if value is None or option.required and value == "???":
+    if value is None or (option.required and value == "???"):
         return ""
     if option.choices and value not in option.choices:
         return f"{option.name} is {value!r}, but must be one of: {', '.join(option.choices)}"

@@ -1,0 +1,147 @@
+"""The command ``evenhand``: which commands exist, and how errors become one readable line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from evenhand.cli.problems import with_problems_option
+from evenhand.errors import EvenhandError
+
+COMMANDS = {
+    "demo": ("evenhand.cli.demo:demo_command", "The whole story on a synthetic cohort with a known, planted bias; minutes, offline."),
+    "prepare": ("evenhand.cli.prepare:prepare_command", "A table and a folder of images -> a checked, decode-once prepared data set."),
+    "train": ("evenhand.cli.train:train_command", "Train any method or baseline on a prepared data set, audit it, write a run folder."),
+    "predict": ("evenhand.cli.predict:predict_command", "Score new images with a run and apply its stored threshold."),
+    "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Audit a run on further named data sets."),
+    "audit": ("evenhand.cli.audit:audit_command", "A CSV of scores -> how well they work, for whom, and how certain that is."),
+    "compare": ("evenhand.cli.compare:compare_command", "Runs side by side: paired differences, who gained, who lost."),
+    "export": ("evenhand.cli.export:export_command", "Write a run's classifier as a folder that timm loads."),
+    "doctor": ("evenhand.cli.doctor:doctor_command", "Versions, devices and mismatched installs, said plainly."),
+    "version": ("evenhand.cli.version:version_command", "The version of evenhand."),
+}
+EPILOG = "Exit codes: 0 done, 2 the input is wrong, 3 a gate failed, 4 the environment or a run failed (state kept), 130 interrupted."
+
+
+class _Commands(TyperGroup):
+    """Imports a command's file only when that command is called, so that ``--help`` is instant."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if command is not None and name else command, rest
+
+
+def load_command(name: str) -> Any:
+    """The command of that name, imported from its file, with the option ``--problems`` added."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    function = getattr(import_module(module), attribute)
+    if isinstance(function, typer.Typer):
+        for info in function.registered_commands:
+            if info.callback is not None:
+                info.callback = with_problems_option(info.callback)
+        command = typer.main.get_command(function)
+    else:
+        holder = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        holder.command(name, cls=getattr(function, "command_class", TyperCommand))(with_problems_option(function))
+        command = typer.main.get_command(holder)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    name="evenhand", cls=_Commands, no_args_is_help=True, add_completion=False, rich_markup_mode=None, epilog=EPILOG,
+    pretty_exceptions_enable=False, context_settings={"max_content_width": 120},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Assess and mitigate unequal performance across patient groups in medical-imaging models."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: what was typed after ``evenhand``; default: the process's own.
+
+    Returns:
+        0 done; 2 the input is wrong; 3 a gate failed; 4 the environment or a run failed, state kept; 130 interrupted.
+    """
+    _configure_logging()
+    code = 0
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="evenhand")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        return _explain(error)
+    if code == 130:
+        _say("interrupted; the last complete state is saved, and the same command goes on from there")
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line (and at most ten details) what went wrong; the exit code."""
+    if os.environ.get("EVENHAND_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, EvenhandError):
+        _say(f"error: {error}")
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _say(f"error: no space is left on the device{_named(error)}; free some and run the same command again")
+    elif isinstance(error, OSError) and error.strerror:
+        _say(f"error: {error.strerror.lower()}{_named(error)}")
+    elif isinstance(error, MemoryError):
+        _say("error: memory ran out; use smaller batches (data.batch_size=, model.embed_batch_size=) or fewer columns")
+    else:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        _say(f"error: unexpected {type(error).__name__}: {first} (traceback: {_write_traceback(error)})")
+    return EvenhandError.exit_code
+
+
+def _named(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _write_traceback(error: Exception) -> str:
+    try:
+        handle, name = tempfile.mkstemp(prefix="evenhand-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return "run again with EVENHAND_DEBUG=1"
+    return str(Path(name))
+
+
+def _configure_logging() -> None:
+    level = logging.DEBUG if os.environ.get("EVENHAND_DEBUG") else logging.INFO
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("evenhand").setLevel(level)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
