@@ -1,0 +1,91 @@
+"""Patient-clustered bootstrap: patients are drawn with replacement within their group, all images of a patient together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from evenhand.random import generator
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Block = TypeVar("Block")
+
+_BLOCK_ENTRIES = 1_000_000
+
+
+def block_sizes(n_replicates: int, n_units: int) -> list[int]:
+    """Replicates per block: a function of the data's size only, so that results do not depend on threads or memory."""
+    size = int(np.clip(_BLOCK_ENTRIES // max(n_units, 1), 8, 128))
+    return [min(size, n_replicates - start) for start in range(0, n_replicates, size)]
+
+
+def draw_weights(strata: IntArray, n_replicates: int, rng: np.random.Generator) -> FloatArray:
+    """How often each unit is drawn: in every stratum as many draws with replacement as it has units.
+
+    Args:
+        strata: (u,) stratum of each unit. Drawing within the groups keeps every group's size, so that a small group
+            stays estimable in every replicate.
+        n_replicates: number of columns.
+        rng: source of randomness.
+
+    Returns:
+        (u, n_replicates) float64; every stratum's columns sum to its size.
+    """
+    weights = np.zeros((len(strata), n_replicates))
+    for stratum in np.unique(strata):
+        units = np.flatnonzero(strata == stratum)
+        draws = rng.integers(0, len(units), (len(units), n_replicates))
+        flat = draws * n_replicates + np.arange(n_replicates)
+        counts = np.bincount(flat.ravel(), minlength=len(units) * n_replicates)
+        weights[units] = counts.reshape(len(units), n_replicates)
+    return weights
+
+
+def bootstrap_blocks(
+    statistic: Callable[[FloatArray], Block], strata: IntArray, n_replicates: int, seed: int, *names: str | int, threads: int = 1
+) -> Iterator[Block]:
+    """Apply a statistic to blocks of bootstrap weights, in order.
+
+    Every block has its own generator derived from the seed, so the result is the same whatever the number of threads.
+
+    Args:
+        statistic: weights (u, b) -> anything; called once a block.
+        strata: (u,) stratum of each unit.
+        n_replicates: bootstrap replicates in all.
+        seed: the audit's seed.
+        names: what the stream is for.
+        threads: blocks computed at a time.
+
+    Yields:
+        The statistic of each block.
+    """
+
+    def one(block: tuple[int, int]) -> Block:
+        number, size = block
+        return statistic(draw_weights(strata, size, generator(seed, "bootstrap", *names, number)))
+
+    blocks = list(enumerate(block_sizes(n_replicates, len(strata))))
+    if threads <= 1:
+        yield from map(one, blocks)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(one, blocks)
+
+
+def percentile_interval(replicates: FloatArray, confidence: float) -> tuple[float, float, int]:
+    """(lower, upper, failed): the percentiles of the finite replicates, and how many were not finite.
+
+    Example:
+        >>> percentile_interval(np.array([0.1, 0.2, 0.3, np.nan]), 0.5)
+        (0.15000000000000002, 0.25, 1)
+    """
+    finite = replicates[np.isfinite(replicates)]
+    if not len(finite):
+        return float("nan"), float("nan"), len(replicates)
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high), len(replicates) - len(finite)
