@@ -1,0 +1,131 @@
+"""Write the audit page and the compare page: one self-contained HTML file each, without scripts, readable offline.
+
+The pages are made from audit.json's and the comparison's dictionaries and, for curves, the predictions table; they hold
+no patient ids and no images. Equal input gives equal bytes: no clock is read, and dates come from the dictionary only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenhand.errors import DiskFullError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AUDIT_SCHEMA = "evenhand.audit/1"
+COMPARE_SCHEMA = "evenhand.compare/1"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_audit_report(
+    audit: Mapping[str, Any],
+    predictions: pd.DataFrame | None,
+    path: str | Path,
+    *,
+    title: str = "Performance across patient groups",
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the page of one audit.
+
+    Args:
+        audit: the dictionary of audit.json (schema ``evenhand.audit/1``).
+        predictions: the predictions table, for ROC curves and score distributions; None leaves them out.
+        path: the HTML file; replaced as a whole or not at all.
+        title: the heading of the page.
+        facts: what was run, by name, such as ``{"data": "ham10000-mini", "model": "vit_small", "method": "linear_probe"}``.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        InputError: the dictionary is of another schema.
+        DiskFullError: no space left; nothing is left behind.
+    """
+    from evenhand.report.audit_page import audit_page
+    from evenhand.report.summary import confidence_of, joined
+
+    _check(audit, AUDIT_SCHEMA)
+    known = {**{k: str(v) for k, v in audit.get("provenance", {}).items() if k in ("data", "model", "method") and v}, **(facts or {})}
+    view = audit_page(audit, predictions, known)
+    page = {
+        "title": title,
+        "eyebrow": "Audit report",
+        "lead": joined([known.get("data", ""), known.get("model", ""), known.get("method", "")]) or joined(list(audit["labels"])[:3]),
+        "contents": view["contents"],
+        "version": str(audit.get("provenance", {}).get("version", "")),
+        "source": "a table of predictions",
+        "confidence": confidence_of(audit),
+    }
+    return _write(render("audit.html.j2", page=page, **view), Path(path))
+
+
+def write_compare_report(compare: Mapping[str, Any], path: str | Path, *, title: str = "Comparison of runs") -> Path:
+    """Write the page of a comparison of runs.
+
+    Args:
+        compare: the comparison's dictionary (schema ``evenhand.compare/1``).
+        path: the HTML file; replaced as a whole or not at all.
+        title: the heading of the page.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        InputError: the dictionary is of another schema.
+        DiskFullError: no space left; nothing is left behind.
+    """
+    from evenhand.report.compare_page import compare_page
+    from evenhand.report.summary import confidence_of, joined
+
+    _check(compare, COMPARE_SCHEMA)
+    view = compare_page(compare)
+    page = {
+        "title": title,
+        "eyebrow": "Comparison report",
+        "lead": joined([run["name"] for run in compare["runs"]]),
+        "contents": view["contents"],
+        "version": str(compare.get("provenance", {}).get("version", "")),
+        "source": "the predictions of the runs",
+        "confidence": confidence_of(compare),
+    }
+    return _write(render("compare.html.j2", page=page, **view), Path(path))
+
+
+def render(template: str, **values: Any) -> str:
+    """A template filled in, everything escaped, names that do not exist refused."""
+    import jinja2
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(css=css, **values).strip() + "\n"
+
+
+def _check(document: Mapping[str, Any], schema: str) -> None:
+    arrived = document.get("schema")
+    if arrived != schema or not document.get("labels"):
+        raise InputError(f"the report needs a dictionary of schema '{schema}' with at least one label, but got schema {arrived!r}")
+
+
+def _write(text: str, path: Path) -> Path:
+    """Write in the same folder and rename, so that a reader never sees half a page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left while writing {path}; free some and run the same command again") from error
+        raise
+    return path

@@ -1,0 +1,194 @@
+"""The first thing a reader sees: who was audited, how well it works, for whom it differs, how sure, what cannot be said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evenhand.report import tables, words
+
+Json = Mapping[str, Any]
+FEW_LABELS = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One heading of the summary with its sentences and its list."""
+
+    heading: str
+    texts: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+
+
+def confidence_of(audit: Json) -> str:
+    """The confidence level for reading: '95%'."""
+    return f"{100 * float(audit.get('provenance', {}).get('confidence', 0.95)):g}%"
+
+
+def audit_summary(audit: Json, facts: Mapping[str, str]) -> list[Item]:
+    """The five items of an audit's summary.
+
+    Args:
+        audit: the dictionary of audit.json.
+        facts: what the caller knows beyond it, such as ``data`` and ``model``.
+    """
+    many = len(audit["labels"]) > FEW_LABELS
+    return [
+        Item("Who was looked at", (_who(audit, facts),), tuple(_prevalences(audit)) if 1 < len(audit["labels"]) <= FEW_LABELS else ()),
+        Item("How well it works overall", tuple(_overall_many(audit) if many else _overall_few(audit))),
+        Item("For whom it differs", (), tuple(_gaps_many(audit) if many else _gaps_few(audit))),
+        Item("How sure this is", tuple(_certainty(audit))),
+        Item("What cannot be said", (), tuple(_limits(audit))),
+    ]
+
+
+def threshold_text(threshold: Any) -> str:
+    """How cases were called positive, in one sentence.
+
+    Example:
+        >>> threshold_text({"value": 0.41, "rule": "youden", "source": "val", "n": 175})
+        'A case is called positive from a score of 0.410 on (rule: youden, chosen on 175 validation rows).'
+    """
+    if not isinstance(threshold, Mapping):
+        return "" if threshold is None else f"A case is called positive from a score of {words.number(threshold)} on."
+    if threshold.get("value") is None:
+        return f"No single threshold: {words.reason(threshold.get('note')) or 'decisions were given with the predictions'}."
+    source = {"val": "validation rows", "test": "test rows, which makes the rates look better than they are"}.get(str(threshold.get("source")), "")
+    rows = f"{words.count(threshold['n'])} " if threshold.get("n") is not None else ""
+    chosen = f", chosen on {rows}{source}" if source else f", {threshold['source']}" if threshold.get("source") else ""
+    note = f" {threshold['note']}." if threshold.get("note") else ""
+    return f"A case is called positive from a score of {words.number(threshold['value'])} on (rule: {threshold.get('rule', 'given')}{chosen}).{note}".replace("..", ".")
+
+
+def rates_in_words(name: str, attribute: Json) -> str:
+    """Found and false alarms in the two groups that lie furthest apart, as percentages."""
+    parts = []
+    for metric, lead in (("tpr", "of truly positive cases the model finds"), ("fpr", "of truly negative ones it falsely alarms for")):
+        values = sorted((g[metric]["value"], key) for key, g in tables.known_groups(attribute).items() if words.estimable(g.get(metric)))
+        if len(values) > 1:
+            (low, first), (high, last) = values[0], values[-1]
+            parts.append(f"{lead} {low:.0%} ({words.group_label(name, first)}) to {high:.0%} ({words.group_label(name, last)})")
+    return "; ".join(parts)
+
+
+def _who(audit: Json, facts: Mapping[str, str]) -> str:
+    of = f" of {facts['data']}" if facts.get("data") else ""
+    split = " in the test split" if facts.get("split") == "test" else ""
+    who = f"{words.plural(audit['n'], 'image')} of {words.plural(audit['n_patients'], 'patient')}{of}{split}"
+    if len(audit["labels"]) > 1:
+        return f"{who}, judged for {len(audit['labels'])} labels."
+    ((label, block),) = audit["labels"].items()
+    n, positive = block["overall"].get("n"), block["overall"].get("n_positive")
+    share = f" ({positive / n:.0%})" if n and positive is not None else ""
+    return f"{who}; {words.count(positive)}{share} are positive for {label}."
+
+
+def _prevalences(audit: Json) -> list[str]:
+    return [f"{label}: {words.count(b['overall'].get('n_positive'))} positive of {words.count(b['overall'].get('n'))} labelled" for label, b in audit["labels"].items()]
+
+
+def _overall_few(audit: Json) -> list[str]:
+    sure, lines = confidence_of(audit), []
+    for label, block in audit["labels"].items():
+        overall, lead = block["overall"], f"{label}: " if len(audit["labels"]) > 1 else ""
+        if not words.estimable(overall.get("auc")):
+            lines.append(f"{lead}AUC cannot be estimated ({words.reason((overall.get('auc') or {}).get('reason')) or 'not computed'}).")
+            continue
+        text = f"{lead}AUC {words.with_interval(overall['auc'], sure)}: of a positive and a negative case, the positive one gets the higher score {overall['auc']['value']:.0%} of the time."
+        if words.estimable(overall.get("tpr")) and words.estimable(overall.get("fpr")):
+            text += f" At its threshold the model finds {overall['tpr']['value']:.0%} of positive cases and falsely alarms for {overall['fpr']['value']:.0%} of negative ones."
+        lines.append(text)
+    return lines
+
+
+def _overall_many(audit: Json) -> list[str]:
+    ranked = sorted((b["overall"]["auc"]["value"], label) for label, b in audit["labels"].items() if words.estimable(b["overall"].get("auc")))
+    total = len(audit["labels"])
+    if not ranked:
+        return [f"AUC can be estimated for none of the {total} labels."]
+    text = f"AUC can be estimated for {len(ranked)} of {total} labels: from {ranked[0][0]:.2f} ({ranked[0][1]}) to {ranked[-1][0]:.2f} ({ranked[-1][1]})."
+    collapsed = [label for label, b in audit["labels"].items() if (b["overall"].get("auc") or {}).get("lower") is not None and b["overall"]["auc"]["lower"] <= 0.5]
+    if collapsed:
+        text += f" For {len(collapsed)} the interval reaches down to 0.5, a coin toss: {words.listing(collapsed)}."
+    return [text]
+
+
+def _gap_sentence(gap: Json, name: str, metric: str, sure: str) -> str:
+    text = f"{words.gap_title(metric)} {words.with_interval(gap, sure)}"
+    text += f", adjusted p {_equals(gap['p_holm'])}" if gap.get("p_holm") is not None else ""
+    if gap.get("groups"):
+        text += f", furthest apart: {' and '.join(words.group_label(name, str(key)) for key in gap['groups'])}"
+    return text
+
+
+def _equals(p: float) -> str:
+    text = words.p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _gaps_few(audit: Json) -> list[str]:
+    sure, lines = confidence_of(audit), []
+    for label, block in audit["labels"].items():
+        for name, attribute in block["attributes"].items():
+            lead = f"{label}, by {name}: " if len(audit["labels"]) > 1 else f"By {name}: "
+            gap, metric = next(((attribute["gaps"].get(m), m) for m in ("equalized_odds", "auc") if words.estimable(attribute["gaps"].get(m))), (None, ""))
+            if gap is None:
+                lines.append(f"{lead}no gap can be estimated; fewer than two groups have enough patients.")
+                continue
+            clear = " The interval includes 0: no difference has been shown, and none excluded."
+            if gap.get("lower") is not None and gap["lower"] > 0:
+                clear = " The interval excludes 0."
+            rates = rates_in_words(name, attribute)
+            lines.append(f"{lead}{_gap_sentence(gap, name, metric, sure)}.{clear}" + (f" {rates[0].upper()}{rates[1:]}." if rates else ""))
+    return lines or ["No attribute was given, so nothing is said about groups."]
+
+
+def _gaps_many(audit: Json) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]):
+        for metric in ("auc", "equalized_odds"):
+            gaps = {label: b["attributes"][name]["gaps"].get(metric) for label, b in audit["labels"].items() if name in b["attributes"]}
+            known = {label: gap for label, gap in gaps.items() if gap is not None and words.estimable(gap)}
+            clear = sorted((label for label, gap in known.items() if (gap.get("lower") or 0) > 0), key=lambda label: -known[label]["value"])
+            named = ": " + words.listing([f"{label} {known[label]['value']:.2f}" for label in clear]) if clear else ""
+            lines.append(f"By {name}, {words.gap_title(metric)}: estimable for {len(known)} of {len(gaps)} labels; the interval excludes 0 for {len(clear)}{named}.")
+    return lines or ["No attribute was given, so nothing is said about groups."]
+
+
+def _certainty(audit: Json) -> list[str]:
+    made, sure = audit.get("provenance", {}), confidence_of(audit)
+    times = f" {words.count(made['bootstrap'])} times" if made.get("bootstrap") else ""
+    lines = [
+        f"Ranges are {sure} intervals from resampling the {words.plural(audit['n_patients'], 'patient')}"
+        f"{times}, all images of a patient together. "
+        "A gap whose interval excludes 0 is unlikely to be chance alone; one whose interval includes 0 is not thereby shown to be absent."
+    ]
+    family = made.get("family") or {}
+    if family.get("tests"):
+        lines.append(f"Adjusted p-values are corrected for {words.plural(family['tests'], 'test')} ({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])}).")
+    return lines
+
+
+def _limits(audit: Json) -> list[str]:
+    lines = []
+    holes = tables.not_estimable(audit["labels"])
+    if holes:
+        groups = list(dict.fromkeys(f"{name} = {words.group_label(name, key)}" for _, name, key, _, _ in holes))
+        lines.append(f"Too few patients for at least one measure in {words.plural(len(groups), 'group')}: {words.listing(groups)}. Such cells say 'not estimable'; they are not 0 and enter no gap.")
+    missing = {name: a["n_missing"] for b in audit["labels"].values() for name, a in b["attributes"].items() if a.get("n_missing")}
+    if missing:
+        said = words.listing([f"{name} in {words.plural(n, 'image')}" for name, n in missing.items()])
+        lines.append(f"Not recorded: {said}. These are shown as rows of their own and enter no gap.")
+    unlabelled = {label: b["overall"]["n_unlabelled"] for label, b in audit["labels"].items() if b["overall"].get("n_unlabelled")}
+    if unlabelled:
+        lines.append(f"Unlabelled and therefore left out: {words.listing([f'{label} {words.count(n)}' for label, n in unlabelled.items()])}.")
+    lines += [str(text) for text in audit.get("provenance", {}).get("warnings", [])]
+    lines.append("Why groups differ: a gap may come from the model, from the labels, or from groups that differ in age, severity or equipment.")
+    lines.append("Anything about patients, sites or devices that are not in these data.")
+    return lines
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Parts with middle dots between, empty ones left out."""
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,211 @@
+"""From the audit's dictionary to the rows and cells that the templates print; no HTML here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evenhand.report import words
+
+MAIN = ("auc", "tpr", "fpr", "positive_rate")
+MANY_GROUPS = 12
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: a value with its interval below, or why there is none.
+
+    Attributes:
+        text: the value, or 'not estimable'.
+        small: the interval, or the reason with its count.
+        state: 'ok', 'none' (not estimable), 'empty' (not asked for), 'count'.
+        shade: for heat maps, 0 (best) to 5 (worst); None is no shade.
+    """
+
+    text: str
+    small: str = ""
+    state: str = "ok"
+    shade: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table; ``kind`` is 'overall', 'group', 'missing' or 'run'.
+
+    Where every estimate of a row is missing for one reason, ``merged`` says it once and ``cells`` holds the counts only.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    kind: str = "group"
+    merged: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its columns with a mark where numbers start, and its rows."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def estimate_cell(estimate: Json | None, digits: int = 3) -> Cell:
+    """The cell of an estimate of audit.json.
+
+    Example:
+        >>> estimate_cell({"value": 0.8, "lower": 0.7, "upper": 0.9, "n": 50})
+        Cell(text='0.800', small='0.700 to 0.900', state='ok', shade=None)
+        >>> estimate_cell({"value": None, "lower": None, "upper": None, "reason": "too few positives", "n": 4}).small
+        'too few positives, n = 4'
+    """
+    if not estimate:
+        return Cell("–", "", "empty")
+    if estimate.get("value") is None:
+        size = [] if estimate.get("n") is None else [f"n = {words.count(estimate['n'])}"]
+        said = words.reason(estimate.get("reason"))
+        return Cell("not estimable", ", ".join(part for part in [said, *([] if any(ch.isdigit() for ch in said) else size)] if part), "none")
+    lower, upper = estimate.get("lower"), estimate.get("upper")
+    interval = "no interval" if lower is None or upper is None else f"{words.number(lower, digits)} to {words.number(upper, digits)}"
+    return Cell(words.number(estimate["value"], digits), interval)
+
+
+def count_cell(value: Any) -> Cell:
+    """The cell of a count."""
+    return Cell(words.count(value), "", "count")
+
+
+def metrics_of(blocks: Iterable[Json]) -> tuple[str, ...]:
+    """The metrics that occur in any of the blocks (overall or group), in the order of the published list."""
+    found = {name for block in blocks for name, value in block.items() if isinstance(value, Mapping) and "value" in value}
+    known = [name for name in (*MAIN, *words.MEASURES) if name in found]
+    return tuple(dict.fromkeys([*known, *sorted(found)]))
+
+
+def group_table(name: str, attribute: Json, overall: Json, metrics: Sequence[str]) -> Table:
+    """Everyone, each group, and those whose attribute is missing, with counts and the metrics asked for."""
+    columns = ("group", "images", "patients", "positive", *(words.measure(metric).title for metric in metrics))
+    rows = [_group_row("everyone", overall, metrics, "overall")]
+    rows += [_group_row(words.group_label(name, key), block, metrics, "group") for key, block in known_groups(attribute).items()]
+    absent = [block for block in attribute["groups"].values() if block.get("missing")]
+    if not absent and attribute.get("n_missing"):
+        absent = [{"n": attribute["n_missing"]}]
+    rows += [_group_row(f"{name} not recorded", block, metrics, "missing") for block in absent]
+    return Table(columns, tuple(rows))
+
+
+def excluded_key(entry: Any) -> str:
+    """The group of an entry of a gap's ``excluded`` list: a key, or a record with its reason."""
+    return str(entry["group"]) if isinstance(entry, Mapping) else str(entry)
+
+
+def known_groups(attribute: Json) -> dict[str, Json]:
+    """The groups of an attribute without the rows where it is missing.
+
+    Example:
+        >>> list(known_groups({"groups": {"f": {"n": 3}, "(missing)": {"n": 1, "missing": True}}}))
+        ['f']
+    """
+    return {key: block for key, block in attribute.get("groups", {}).items() if not block.get("missing")}
+
+
+def gap_table(name: str, attribute: Json, chosen: Sequence[str] | None = None) -> Table:
+    """One row a gap: value and interval, p, corrected p, lowest and highest group, groups left out."""
+    rows = []
+    for metric, gap in attribute.get("gaps", {}).items():
+        if chosen is not None and metric not in chosen:
+            continue
+        low, high = gap.get("groups") or (None, None)
+        between = "" if low is None else f"{words.group_label(name, str(low))} – {words.group_label(name, str(high))}"
+        left_out = [words.group_label(name, excluded_key(entry)) for entry in gap.get("excluded") or ()]
+        cells = (
+            estimate_cell(gap),
+            Cell(words.p_value(gap.get("p")) or "–", "", "count"),
+            Cell(words.p_value(gap.get("p_holm")) or "–", "", "count"),
+            Cell(between or "–", "", "text"),
+            Cell(words.listing(left_out, 3) or "none", "", "text"),
+        )
+        rows.append(Row(words.gap_title(metric), cells))
+    return Table(("gap", "size and interval", "p", "p (Holm)", "lowest – highest group", "left out"), tuple(rows))
+
+
+def overall_table(overall: Json, metrics: Sequence[str]) -> Table:
+    """One row a measure, over all audited images."""
+    rows = tuple(Row(words.measure(metric).title, (estimate_cell(overall.get(metric)),)) for metric in metrics if overall.get(metric))
+    return Table(("measure", "value and interval"), rows)
+
+
+def heat_table(labels: Mapping[str, Json], metric: str = "auc") -> Table:
+    """Label x group, one cell an AUC, darker where it is lower; an attribute of many groups shows its lowest, highest and gap."""
+    attributes = _attribute_groups(labels)
+    columns = ["label", "positive", "everyone"]
+    for name, keys in attributes.items():
+        columns += [words.group_label(name, key) for key in keys] if len(keys) <= MANY_GROUPS else [f"{name}: lowest", f"{name}: highest"]
+        columns.append(f"{name}: gap")
+    rows = []
+    for label, block in labels.items():
+        cells = [count_cell(block["overall"].get("n_positive")), heat_cell(block["overall"].get(metric))]
+        for name, keys in attributes.items():
+            attribute = block["attributes"].get(name, {"groups": {}})
+            cells += _heat_cells(attribute, keys, metric)
+            cells.append(estimate_cell(attribute.get("gaps", {}).get(metric), 2))
+        rows.append(Row(label, tuple(cells)))
+    return Table(tuple(columns), tuple(rows))
+
+
+def heat_cell(estimate: Json | None) -> Cell:
+    """An AUC with a shade: 0 from 0.9 up, one step darker per 0.08 below."""
+    cell = estimate_cell(estimate, 2)
+    if cell.state != "ok" or estimate is None:
+        return Cell("n/e" if cell.state == "none" else cell.text, cell.small, cell.state)
+    return Cell(cell.text, cell.small, cell.state, min(5, max(0, int((0.98 - float(estimate["value"])) / 0.08))))
+
+
+def spans(labels: Mapping[str, Json]) -> list[tuple[str, int]]:
+    """Attribute headings over the heat map's columns, with how many columns each spans."""
+    return [(name, (len(keys) if len(keys) <= MANY_GROUPS else 2) + 1) for name, keys in _attribute_groups(labels).items()]
+
+
+def not_estimable(labels: Mapping[str, Json], metrics: Sequence[str] = MAIN) -> list[tuple[str, str, str, str, str]]:
+    """(label, attribute, group, metric, reason) of every group estimate of these metrics that could not be made."""
+    return [
+        (label, name, key, metric, group[metric].get("reason") or "")
+        for label, block in labels.items()
+        for name, attribute in block["attributes"].items()
+        for key, group in known_groups(attribute).items()
+        for metric in metrics
+        if metric in group and not words.estimable(group[metric])
+    ]
+
+
+def _attribute_groups(labels: Mapping[str, Json]) -> dict[str, list[str]]:
+    """Attributes of all labels with the union of their group keys, in order of appearance."""
+    found: dict[str, list[str]] = {}
+    for block in labels.values():
+        for name, attribute in block["attributes"].items():
+            keys = found.setdefault(name, [])
+            keys += [key for key in known_groups(attribute) if key not in keys]
+    return found
+
+
+def _heat_cells(attribute: Json, keys: Sequence[str], metric: str) -> list[Cell]:
+    groups = known_groups(attribute)
+    if len(keys) <= MANY_GROUPS:
+        return [heat_cell(groups.get(key, {}).get(metric)) for key in keys]
+    ranked = sorted((g[metric]["value"], key) for key, g in groups.items() if words.estimable(g.get(metric)))
+    if not ranked:
+        return [Cell("n/e", "", "none")] * 2
+    picked = [heat_cell(groups[key][metric]) for _, key in (ranked[0], ranked[-1])]
+    return [Cell(cell.text, key, cell.state, cell.shade) for cell, (_, key) in zip(picked, (ranked[0], ranked[-1]), strict=True)]
+
+
+def _group_row(name: str, block: Json, metrics: Sequence[str], kind: str) -> Row:
+    counts = tuple(count_cell(block.get(key)) for key in ("n", "n_patients", "n_positive"))
+    cells = tuple(estimate_cell(block.get(metric)) for metric in metrics)
+    said = {cell.small for cell in cells}
+    if cells and len(said) == 1 and all(cell.state == "none" for cell in cells):
+        return Row(name, counts, kind, f"not estimable: {said.pop()}")
+    return Row(name, counts + cells, kind)

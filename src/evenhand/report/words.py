@@ -1,0 +1,189 @@
+"""The words of a report: what each measure means, what each verdict says, and the summary in plain sentences.
+
+A report assesses; it never certifies. Words that promise more than an audit can show do not occur here, and a test
+keeps it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure: how it is called, what it means in plain words, and in probability notation.
+
+    Attributes:
+        title: the name in headings.
+        plain: one sentence for a reader without statistics.
+        formal: the definition. Y is the truth, S the score, D the decision, A the group.
+        kind: 'performance' (of one group), 'gap' (between groups; 0 is no difference) or 'ratio' (1 is no difference).
+    """
+
+    title: str
+    plain: str
+    formal: str
+    kind: str = "performance"
+
+
+MEASURES: dict[str, Measure] = {
+    "auc": Measure(
+        "AUC",
+        "Take one positive and one negative case at random: how often does the positive one get the higher score? 0.5 is a coin toss, 1 is always.",
+        "P(S₁ > S₀) + ½ P(S₁ = S₀), S₁ a score given Y = 1, S₀ a score given Y = 0",
+    ),
+    "average_precision": Measure("average precision", "The positive predictive value, averaged over all thresholds as more positive cases are found.", "Σₖ (Rₖ − Rₖ₋₁) Pₖ, R recall, P precision"),
+    "accuracy": Measure("accuracy", "Of all cases, the share that is classified as it truly is.", "P(D = Y)"),
+    "balanced_accuracy": Measure("balanced accuracy", "The mean of the share found among positive cases and the share left alone among negative ones.", "½ [P(D = 1 | Y = 1) + P(D = 0 | Y = 0)]"),
+    "f1": Measure("F1", "The harmonic mean of sensitivity and positive predictive value.", "2 TP / (2 TP + FP + FN)"),
+    "tpr": Measure("TPR (sensitivity)", "Of the truly positive cases, the share that the model calls positive.", "P(D = 1 | Y = 1)"),
+    "fpr": Measure("FPR (false alarms)", "Of the truly negative cases, the share that the model calls positive all the same.", "P(D = 1 | Y = 0)"),
+    "tnr": Measure("TNR (specificity)", "Of the truly negative cases, the share that the model calls negative.", "P(D = 0 | Y = 0)"),
+    "fnr": Measure("FNR (missed)", "Of the truly positive cases, the share that the model misses.", "P(D = 0 | Y = 1)"),
+    "ppv": Measure("PPV", "Of the cases the model calls positive, the share that truly is.", "P(Y = 1 | D = 1)"),
+    "npv": Measure("NPV", "Of the cases the model calls negative, the share that truly is.", "P(Y = 0 | D = 0)"),
+    "positive_rate": Measure("positive rate", "Of all cases, the share that the model calls positive.", "P(D = 1)"),
+    "prevalence": Measure("prevalence", "Of all cases, the share that truly is positive.", "P(Y = 1)"),
+    "brier": Measure("Brier score", "The mean squared distance between score and truth; 0 is best.", "E[(S − Y)²]"),
+    "ece": Measure("calibration error (ECE)", "How far, on average, scores lie from the share of positive cases among cases with such scores.", "Σ_b P(b) |E[Y | b] − E[S | b]|"),
+    "ece_corrected": Measure("calibration error, bias-corrected", "The calibration error after taking off what chance alone adds in small samples.", "ECE minus its expectation under perfect calibration"),
+    "calibration_slope": Measure("calibration slope", "1 is right; below 1 the scores are too extreme.", "b in logit P(Y = 1) = a + b · logit S"),
+    "calibration_intercept": Measure("calibration intercept", "0 is right; below 0 the scores are too high on average.", "a in logit P(Y = 1) = a + logit S"),
+    "log_loss": Measure("log loss", "The mean penalty for confident scores on the wrong side; 0 is best.", "−E[Y log S + (1 − Y) log(1 − S)]"),
+    "net_benefit": Measure("net benefit", "Cases found, less false alarms weighted by the odds of the threshold, per case.", "TP/n − FP/n · t/(1 − t)"),
+    "equalized_odds": Measure(
+        "equalized odds difference",
+        "The larger of two gaps: that in the share of positive cases found (TPR) and that in the share of false alarms (FPR). 0 is no difference.",
+        "max over y of [max_a P(D = 1 | Y = y, A = a) − min_a P(D = 1 | Y = y, A = a)]",
+        "gap",
+    ),
+    "equalized_odds_mean": Measure("equalized odds, mean", "The mean of the TPR gap and the FPR gap. 0 is no difference.", "½ Σ_y [max_a P(D = 1 | Y = y, A = a) − min_a …]", "gap"),
+    "equal_opportunity": Measure("equal opportunity difference", "The gap in the share of positive cases found. 0 is no difference.", "max_a P(D = 1 | Y = 1, A = a) − min_a …", "gap"),
+    "demographic_parity": Measure(
+        "demographic parity difference",
+        "The gap in the share of all cases called positive. It is expected to differ from 0 where groups truly differ in how often they are ill.",
+        "max_a P(D = 1 | A = a) − min_a P(D = 1 | A = a)",
+        "gap",
+    ),
+    "demographic_parity_ratio": Measure("demographic parity ratio", "The lowest share called positive divided by the highest. 1 is no difference.", "min_a P(D = 1 | A = a) / max_a P(D = 1 | A = a)", "ratio"),
+    "disparate_impact": Measure("disparate impact", "The share called positive in one group divided by that in the other. 1 is no difference.", "P(D = 1 | A = a) / P(D = 1 | A = b)", "ratio"),
+}
+
+VERDICTS: dict[str, tuple[str, str, str]] = {
+    "gap": ("Gap", "warn", "▲"),
+    "levelling_down": ("Levelling down", "warn", "▼"),
+    "collapsed": ("Collapsed", "stop", "■"),
+    "insufficient_evidence": ("Insufficient evidence", "open", "○"),
+    "threshold_on_test": ("Threshold chosen on test rows", "warn", "▲"),
+}
+
+REASONS: dict[str, str] = {
+    "too_few_positives": "too few positive cases",
+    "too_few_negatives": "too few negative cases",
+    "too_few_patients": "too few patients",
+    "one_class": "only one class",
+    "no_rows": "no rows",
+}
+
+
+def measure(name: str) -> Measure:
+    """The measure of that name; a name this page does not know keeps its own words.
+
+    Example:
+        >>> measure("fpr").formal
+        'P(D = 1 | Y = 0)'
+        >>> measure("dice").title
+        'dice'
+    """
+    return MEASURES.get(name) or Measure(name.replace("_", " "), "", "")
+
+
+def gap_title(name: str) -> str:
+    """How a gap is called: 'AUC gap', but 'equalized odds difference'."""
+    known = measure(name)
+    return known.title if known.kind != "performance" else f"{known.title.split(' (')[0]} gap"
+
+
+def gap_kind(name: str) -> str:
+    """'ratio' where 1 means no difference, else 'gap'."""
+    return "ratio" if measure(name).kind == "ratio" else "gap"
+
+
+def reason(text: str | None) -> str:
+    """Why an estimate could not be made, in words."""
+    return REASONS.get(text or "", (text or "").replace("_", " "))
+
+
+def group_label(attribute: str, key: str) -> str:
+    """A group's key for reading: the parts of a joint key are set apart.
+
+    Example:
+        >>> group_label("sex*age", "female*[0,60)")
+        'female × [0,60)'
+        >>> group_label("site", "a*b")
+        'a*b'
+    """
+    return key.replace("*", " × ") if key.count("*") == attribute.count("*") > 0 else key
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for a table; empty where there is none.
+
+    Example:
+        >>> number(0.12345), number(-0.0001), number(None)
+        ('0.123', '0.000', '')
+    """
+    if value is None or value != value:
+        return ""
+    text = f"{value:.{digits}f}"
+    return text[1:].replace("-", "") if text.startswith("-") and float(text) == 0 else text.replace("-", "−")
+
+
+def count(value: Any) -> str:
+    """A count with thin spaces between thousands; an en dash where it is not known."""
+    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """'1 image', '2 images'."""
+    return f"{count(n)} {one if n == 1 else many or one + 's'}"
+
+
+def p_value(p: Any) -> str:
+    """A p-value as it is usually printed.
+
+    Example:
+        >>> p_value(0.00001), p_value(0.0312)
+        ('< 0.001', '0.031')
+    """
+    if p is None or p != p:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def listing(words: Sequence[str], most: int = 4) -> str:
+    """Words as an enumeration: 'a, b and c', and how many more.
+
+    Example:
+        >>> listing(["a", "b", "c"]), listing(list("abcdef"), 3)
+        ('a, b and c', 'a, b, c and 3 more')
+    """
+    shown = list(words[:most])
+    if len(words) > most:
+        shown.append(f"{len(words) - most} more")
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else ""
+
+
+def estimable(estimate: Mapping[str, Any] | None) -> bool:
+    """Whether an estimate holds a value."""
+    return bool(estimate) and estimate.get("value") is not None  # type: ignore[union-attr]
+
+
+def with_interval(estimate: Mapping[str, Any], confidence: str, digits: int = 2) -> str:
+    """'0.89 (95% interval 0.86 to 0.92)'."""
+    text = number(estimate["value"], digits)
+    if estimate.get("lower") is None or estimate.get("upper") is None:
+        return text
+    return f"{text} ({confidence} interval {number(estimate['lower'], digits)} to {number(estimate['upper'], digits)})"
