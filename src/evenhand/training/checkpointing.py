@@ -1,0 +1,71 @@
+"""What a checkpoint holds, and whether it belongs to the call that found it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from evenhand.errors import InputError
+from evenhand.training.settings import Setup
+
+if TYPE_CHECKING:
+    from evenhand.methods.base import Split
+
+SCHEMA = "evenhand.checkpoint/1"
+KEY = "checkpoint"
+# options that change what is shown or where it runs, not what is computed
+_COSMETIC = ("progress", "accelerator")
+
+
+def to_cpu(value: Any) -> Any:
+    """A deep copy with every tensor on the CPU, so that training on does not change what was stored."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(item) for item in value)
+    return value
+
+
+def run_digest(model: nn.Module, train: Split, val: Split, setup: Setup, extras: dict[str, npt.NDArray[Any] | None]) -> str:
+    """sha256 over everything that decides the result: options, seed, rows, images, labels, weights' names and shapes.
+
+    Args:
+        model: the model.
+        train: training rows.
+        val: validation rows.
+        setup: options and seed.
+        extras: further arrays, for example cells and row weights.
+    """
+    trainer = {key: value for key, value in dataclasses.asdict(setup.trainer).items() if key not in _COSMETIC}
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    digest = hashlib.sha256()
+    options = [setup.kind, trainer, setup.batch_size, setup.seed, setup.augment, train.x.fingerprint, val.x.fingerprint, shapes, frozen]
+    digest.update(json.dumps(options).encode())
+    arrays = {"train": train.index, "train_y": train.y, "val": val.index, "val_y": val.y, **extras}
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_digest(state: dict[str, Any], digest: str) -> None:
+    """Refuse a checkpoint of other data, options or architecture.
+
+    Raises:
+        InputError: the checkpoint is of another run.
+    """
+    if state.get("schema") != SCHEMA or state.get("digest") != digest:
+        raise InputError(
+            "the checkpoint found here belongs to a training run with other data, options or architecture; "
+            "choose another out= folder or delete this one"
+        )
