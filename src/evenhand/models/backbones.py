@@ -1,0 +1,305 @@
+"""Image classifiers on timm networks: images in [0, 1] go in, normalisation and weights stay together."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import timm
+import torch
+from torch import nn
+
+from evenhand.config.schema import ModelConfig
+from evenhand.errors import CheckpointError, InputError
+from evenhand.models.checkpoints import WeightSource, find_weights, load_weights
+from evenhand.models.parameters import head_prefixes, hold_frozen_norms
+from evenhand.random import derive_seed
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BUNDLED_NAME = "evenhand_demo_vit"
+AUTO_NAME = "auto"
+
+
+class ImageClassifier(nn.Module):
+    """A timm network that takes images in [0, 1] and normalises them itself.
+
+    ``logits = network((resize(repeat(images)) - mean) / std)``. One channel is repeated to the network's three, images
+    of another size are resized (bilinear, antialiased) to ``input_size``.
+
+    - images: float (n, 1 or c, h, w) in [0, 1]
+    - logits: (n, n_outputs); embeddings: (n, dim), what the head sees
+
+    Args:
+        network: a timm classifier with its head.
+        mean: normalisation mean, one number a channel.
+        std: normalisation standard deviation, one number a channel.
+        input_size: (height, width) the network sees.
+        name: the architecture's timm name.
+        source: where the weights came from, in words.
+
+    Raises:
+        InputError: mean and std do not have one number a channel, or std is not positive.
+
+    Example:
+        >>> from timm import create_model
+        >>> network = create_model("resnet18", num_classes=2)
+        >>> model = ImageClassifier(network, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(32, 32), name="resnet18")
+        >>> model(torch.rand(4, 1, 64, 64)).shape, model.dim
+        (torch.Size([4, 2]), 512)
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_size: tuple[int, int],
+        name: str,
+        source: str = "given network",
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise InputError(f"mean is {list(mean)} and std {list(std)}, but both need one number a channel and std must be positive")
+        self.network = network
+        self.name = name
+        self.source = source
+        self.input_size = (int(input_size[0]), int(input_size[1]))
+        self.channels = len(mean)
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1))
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding, the input of the head."""
+        width = getattr(self.network, "head_hidden_size", None) or self.network.num_features
+        return int(width)  # type: ignore[arg-type]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of logits."""
+        return int(self.network.num_classes)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but batch norms whose parameters are frozen stay in evaluation mode."""
+        super().train(mode)
+        hold_frozen_norms(self)
+        return self
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1], (n, 1 or c, h, w) -> what the network sees, (n, c, *input_size); differentiable.
+
+        Raises:
+            InputError: the images are not a float batch of one or ``channels`` channels.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise InputError(
+                f"images arrived as {images.dtype} of shape {tuple(images.shape)}, but must be float (n, c, h, w) in [0, 1]; "
+                "add the batch dimension, or divide integers by their full scale"
+            )
+        if images.shape[1] not in (1, self.channels):
+            raise InputError(f"images have {images.shape[1]} channels, but {self.name} takes 1 or {self.channels}; prepare them with channels=")
+        if tuple(images.shape[2:]) != self.input_size:
+            images = nn.functional.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
+        return (images - self.mean) / self.std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (n, n_outputs) of images in [0, 1]."""
+        logits: torch.Tensor = self.network(self.normalise(images))
+        return logits
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, dim) of images in [0, 1]: the features the head sees."""
+        return self.features(self.normalise(images))
+
+    def features(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, dim) of images that were normalised already."""
+        network: Any = self.network
+        pooled: torch.Tensor = network.forward_head(network.forward_features(normalised), pre_logits=True)
+        return pooled
+
+
+def register_architectures() -> None:
+    """Make this package's own architectures known to timm: importing them registers them."""
+    importlib.import_module("evenhand.models.mobilenet")
+    if importlib.util.find_spec("evenhand.models.demo_encoder") is not None:
+        importlib.import_module("evenhand.models.demo_encoder.architecture")
+
+
+def bundled_folder() -> Path:
+    """The folder of the bundled demo encoder's weights and config.json."""
+    return Path(__file__).parent / "demo_encoder"
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know, with the nearest ones.
+
+    Raises:
+        InputError: no such architecture.
+    """
+    architecture = name.split(".", 1)[0]
+    if timm.is_model(architecture):
+        return
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists all"
+    raise InputError(f"model.name is '{name}', which timm does not know; {hint}")
+
+
+@contextmanager
+def _forked(seed: int, purpose: str) -> Iterator[None]:
+    """Draw from one named stream inside, leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model", purpose))
+        yield
+
+
+_OPTIONS = {"img_size": "input_size", "drop_path_rate": "drop_path", "drop_rate": "drop_rate", "global_pool": "global_pool"}
+
+
+def _create(name: str, n_outputs: int, options: dict[str, Any]) -> nn.Module:
+    """timm's factory, without the options of convolutional networks that have no fixed input size."""
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=n_outputs, **options)
+    except TypeError as error:
+        refused = [key for key in options if f"'{key}'" in str(error)]
+        if not refused:
+            raise InputError(f"{name} cannot be built with {options} ({error})") from error
+        if refused == ["img_size"]:
+            return _create(name, n_outputs, {key: value for key, value in options.items() if key != "img_size"})
+        raise InputError(f"{name} has no option {_OPTIONS.get(refused[0], refused[0])}; leave it at its default") from error
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be built with {options} ({str(error).splitlines()[0] if str(error) else error!r})") from error
+    return network
+
+
+def _network_options(config: ModelConfig, stored: WeightSource | None) -> dict[str, Any]:
+    """Keyword arguments of timm's factory: what the weights' folder says, then what the user says."""
+    options: dict[str, Any] = dict(stored.model_args) if stored else {}
+    pool = config.global_pool or (stored.global_pool if stored else None)
+    size = config.input_size or (stored.input_size if stored else None)
+    if pool is not None:
+        options["global_pool"] = pool
+    if size is not None:
+        options["img_size"] = tuple(size)
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    if config.drop_rate:
+        options["drop_rate"] = config.drop_rate
+    return options
+
+
+def _initialise_head(network: nn.Module, seed: int) -> None:
+    """A fresh head: weights from N(0, 0.01^2), truncated, and zero biases."""
+    heads = head_prefixes(network)
+    with _forked(seed, "head"):
+        for name, parameter in sorted(network.named_parameters()):
+            if name.startswith(heads):
+                if parameter.ndim > 1:
+                    nn.init.trunc_normal_(parameter, std=0.01)
+                elif name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+
+
+def _locate(config: ModelConfig, name: str) -> WeightSource | None:
+    """Where the weights are, or None when nothing was given."""
+    if config.checkpoint:
+        return find_weights(config.checkpoint)
+    if name.split(".", 1)[0] == BUNDLED_NAME and not config.pretrained:
+        return find_weights(str(bundled_folder()))
+    return None
+
+
+def resolve_name(config: ModelConfig) -> str:
+    """The architecture: ``model.name``, or with ``auto`` the one that the checkpoint's folder states.
+
+    Raises:
+        CheckpointError: ``auto``, but the checkpoint does not say what it is.
+        InputError: timm does not know the name.
+    """
+    register_architectures()
+    name = config.name
+    if name == AUTO_NAME:
+        stored = find_weights(config.checkpoint) if config.checkpoint else None
+        if stored is None or stored.architecture is None:
+            raise CheckpointError("model.name is 'auto', but the checkpoint has no config.json that names its architecture; set model.name")
+        name = stored.architecture
+    check_name(name)
+    return name
+
+
+def _normalisation(config: ModelConfig, stored: WeightSource | None, layout_imagenet: bool, published: dict[str, Any]) -> tuple[Any, Any]:
+    """Mean and std: the user's, else those stored with the weights, else the layout's, else timm's for this name."""
+    mean, std = published.get("mean", IMAGENET_MEAN), published.get("std", IMAGENET_STD)
+    if layout_imagenet:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if stored is not None and stored.mean and stored.std:
+        mean, std = stored.mean, stored.std
+    elif stored is not None and not (config.mean and config.std):
+        logger.info("the checkpoint stores no normalisation; mean %s and std %s are used (model.mean, model.std change them)", mean, std)
+    return config.mean or mean, config.std or std
+
+
+def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_head: bool = False) -> ImageClassifier:
+    """Build any timm classifier from its name, with weights from a checkpoint, from timm, or bundled.
+
+    Args:
+        config: name, weights, sizes, normalisation.
+        n_outputs: number of logits.
+        seed: seeds the head (and, without weights, the whole network); the global generator is left alone.
+        keep_head: load the head too, for a finished classifier; its size must be ``n_outputs``.
+
+    Returns:
+        The classifier in evaluation mode, in float32 on the CPU; every parameter requires a gradient.
+
+    Raises:
+        InputError: timm does not know the name, or an option does not suit the architecture.
+        CheckpointError: the weights are missing, unsafe, truncated, or do not fit.
+
+    Example:
+        >>> from evenhand.config.schema import ModelConfig
+        >>> model = build_classifier(ModelConfig(name="mobilenetv1_075", input_size=[32, 32]), n_outputs=1, seed=0)
+        >>> model(torch.rand(2, 3, 32, 32)).shape, model.dim
+        (torch.Size([2, 1]), 768)
+    """
+    name = resolve_name(config)
+    stored = _locate(config, name)
+    if stored is not None and stored.architecture and name.split(".")[0] != stored.architecture.split(".")[0]:
+        raise CheckpointError(
+            f"{stored.label} is a {stored.architecture}, but model.name is {name}; set model.name={stored.architecture} or model.name=auto"
+        )
+    use_published = config.pretrained and stored is None
+    with _forked(seed, "network"):
+        network = _published(name, n_outputs, config) if use_published else _create(name, n_outputs, _network_options(config, stored))
+    published: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
+    imagenet = False
+    if stored is not None:
+        imagenet = load_weights(network, stored, name=name, keep_head=keep_head).imagenet_normalisation and "." not in name
+    elif not use_published:
+        logger.warning("%s starts from random weights: neither model.checkpoint nor model.pretrained was given", name)
+    if not keep_head:
+        _initialise_head(network, seed)
+    mean, std = _normalisation(config, stored, imagenet, published)
+    source = stored.label if stored else ("timm's published weights" if use_published else "random weights")
+    size = config.input_size or (stored.input_size if stored else None) or published.get("input_size", (3, 224, 224))[-2:]
+    return ImageClassifier(network, mean=mean, std=std, input_size=(size[0], size[1]), name=name, source=source).eval()
+
+
+def _published(name: str, n_outputs: int, config: ModelConfig) -> nn.Module:
+    """timm's published weights, with errors reworded; see `evenhand.models.hub`."""
+    from evenhand.models.hub import readable_download
+
+    options = _network_options(config, None)
+    with readable_download(f"timm's weights of {name}"):
+        return _create(name, n_outputs, {**options, "pretrained": True})

@@ -1,0 +1,95 @@
+"""Which arithmetic an embedding is computed in, and the check that half precision gives the same embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from evenhand.errors import InputError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+MIN_COSINE = 0.999
+MAX_SPREAD_ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close embeddings b in bf16 came to embeddings a in fp32 on a sample of images.
+
+    Attributes:
+        n_images: size of the sample.
+        min_cosine: smallest cosine between a_i and b_i.
+        max_relative_error: largest ``|a_i - b_i| / |a_i|``.
+        spread_error: root mean square of ``|a_i - b_i|`` over root mean square of ``|a_i - mean(a)|``. A probe sees only
+            what differs between images, so this is the noise it meets relative to the signal it has; NaN for one image
+            or identical ones.
+        accepted: ``min_cosine >= 0.999`` and ``spread_error <= 0.1`` (the latter is skipped where it is NaN).
+    """
+
+    n_images: int
+    min_cosine: float
+    max_relative_error: float
+    spread_error: float
+    accepted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary; NaN becomes None."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
+
+
+def measure_agreement(exact: torch.Tensor, approximate: torch.Tensor) -> Agreement:
+    """Compare embeddings (n, d) of the same images in two precisions; see `Agreement`.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> measure_agreement(a, a).accepted
+        True
+    """
+    a, b = exact.double(), approximate.double()
+    error = (a - b).norm(dim=1)
+    relative = error / a.norm(dim=1).clamp_min(1e-12)
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1)
+    cosine = torch.where(error == 0, torch.ones_like(cosine), cosine)
+    spread = (a - a.mean(dim=0)).norm(dim=1).square().mean().sqrt()
+    spread_error = float(error.square().mean().sqrt() / spread) if spread > 0 else float("nan")
+    lowest = float(cosine.min())
+    accepted = bool(torch.isfinite(b).all()) and lowest >= MIN_COSINE and not spread_error > MAX_SPREAD_ERROR
+    return Agreement(len(a), lowest, float(relative.max()), spread_error, accepted)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 instructions (AMX or AVX-512 BF16 on a CPU, compute capability 8 on an NVIDIA GPU)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # Public only from torch 2.10 on; before that, the same facts stand under private names.
+    if hasattr(torch.cpu, "get_capabilities"):
+        flags = torch.cpu.get_capabilities()
+        return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("amx_tile") or flags.get("bf16"))
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, name)()) for name in names if hasattr(torch.cpu, name))
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Forward passes inside run in ``precision``: fp32 as they are, bf16 through autocast."""
+    if precision == "fp32":
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
+
+
+def check_precision(precision: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        InputError: not one of auto, fp32, bf16.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is '{precision}', but must be one of {', '.join(PRECISIONS)}")
