@@ -1,0 +1,105 @@
+"""Writing without leaving halves behind: atomic files, a lock between processes, and a full disk said plainly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from evenhand.errors import DiskFullError
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space", "quota exceeded" and "file too large" into `DiskFullError`; other errors pass.
+
+    Raises:
+        DiskFullError: what was written inside the block did not fit on the disk that holds ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        reason = os.strerror(error.errno or errno.ENOSPC).lower()
+        raise DiskFullError(f"cannot write {path}: {reason}; free some space or choose another folder, then run the same command again") from error
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file completely or not at all: a temporary file in the same folder, synced, then renamed over the target.
+
+    Raises:
+        DiskFullError: no space is left; the temporary file is removed and an older file of that name stays as it was.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def locked(path: str | Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock between processes; a second one waits until the first ends, even by ``kill -9``.
+
+    The operating system drops the lock with its process, so there are no stale locks. The file itself is removed at the
+    end of the block. Where the platform has no ``fcntl`` (Windows) nothing is locked.
+
+    Args:
+        path: the lock file; its folder exists.
+        waiting: called once when another process holds the lock.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    path = Path(path)
+    descriptor = _acquire(path, waiting)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, waiting: Callable[[], None]) -> int:
+    import fcntl
+
+    told = False
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                waiting()
+                told = True
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # the holder before us removed the file it had locked: lock the one that is there now
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)

@@ -1,0 +1,294 @@
+"""Image files to pixels: what is read, how more than 8 bits survive, and the resize to the cache's grid.
+
+Pillow's ``convert("RGB")`` clips 16-bit values at 255, so a 16-bit film turns almost white without a word. Here a source with more
+than 8 bits stays ``uint16`` on its full range (65535 = white), everything else is ``uint8`` (255 = white). The kind of a file is
+told from its content, not from its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from evenhand.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Resize = Literal["crop", "pad", "stretch"]
+RESIZES = ("crop", "pad", "stretch")
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP")
+_GREY_MODES = ("1", "L", "LA", "La", "F", "I")
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, OverflowError, BadZipFile, Image.DecompressionBombError)
+
+
+class Header(NamedTuple):
+    """What an image will be once decoded: bits a value (8 or 16) and channels (1 or 3)."""
+
+    bits: int
+    channels: int
+
+
+def probe_image(path: str | Path) -> Header:
+    """Bits and channels from the header, without decoding pixels.
+
+    Raises:
+        ImageError: missing, unreadable, or of a kind that is not supported.
+    """
+    data = _load(path)
+    with _reworded():
+        kind = _kind(data)
+        if kind == "dicom":
+            from evenhand.data.dicom import dicom_bits_channels
+
+            return Header(*dicom_bits_channels(data))
+        if kind == "numpy":
+            array = _numpy_array(data)
+            return Header(8 if array.dtype in (np.uint8, np.bool_) else 16, 1 if array.ndim == 2 else 3)
+        if _is_deep_colour_png(data):
+            return Header(16, 1 if data[25] == 4 else 3)
+        image = _open(data)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        return Header(16 if deep else 8, 1 if deep or image.mode in _GREY_MODES else 3)
+
+
+def read_image(path: str | Path) -> Pixels:
+    """Decode one file.
+
+    PNG, JPEG, TIFF and BMP of 8 or 16 bits, NumPy ``.npy`` / ``.npz`` (uint8, uint16, bool, or float in [0, 1]; (h, w),
+    (h, w, 1 or 3) or (1 or 3, h, w)), uncompressed DICOM. Palettes become colours, transparency lies on black, CMYK and other
+    colour spaces become RGB, the EXIF orientation is applied.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8, or uint16 where the source has more than 8 bits; (h, w) for grey, (h, w, 3) for colour.
+
+    Raises:
+        ImageError: missing, truncated, unreadable, or of a kind that is not supported; one line saying which and why.
+    """
+    data = _load(path)
+    with _reworded():
+        kind = _kind(data)
+        if kind == "dicom":
+            from evenhand.data.dicom import decode_dicom
+
+            pixels = decode_dicom(data)
+        elif kind == "numpy":
+            pixels = _quantise_numpy(_numpy_array(data))
+        elif _is_deep_colour_png(data):
+            _require_complete(data)
+            pixels = _decode_deep_colour_png(data)
+        else:
+            _require_complete(data)
+            pixels = _decode_pillow(data)
+        if 0 in pixels.shape:
+            raise ImageError(f"image is empty, its shape is {pixels.shape}")
+        return pixels
+
+
+def resize_image(pixels: Pixels, size: int, how: Resize = "crop") -> Pixels:
+    """Bring pixels to size x size with antialiased bilinear filtering, keeping their type.
+
+    Args:
+        pixels: (h, w) or (h, w, 3), uint8 or uint16.
+        size: side of the result in pixels.
+        how: ``crop``: the centre square, the short side becoming ``size``; ``pad``: the long side becomes ``size``, the rest is
+            black; ``stretch``: both sides become ``size`` and the aspect ratio changes.
+    """
+    height, width = pixels.shape[:2]
+    if how == "stretch" or height == width:
+        return _resample(pixels, size, size)
+    if how == "crop":
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        return _resample(pixels[top : top + side, left : left + side], size, size)
+    scale = size / max(height, width)
+    new_h, new_w = max(1, round(height * scale)), max(1, round(width * scale))
+    small = _resample(pixels, new_h, new_w)
+    canvas = np.zeros((size, size, *pixels.shape[2:]), pixels.dtype)
+    top, left = (size - new_h) // 2, (size - new_w) // 2
+    canvas[top : top + new_h, left : left + new_w] = small
+    return canvas
+
+
+def fit_grid(pixels: Pixels, channels: int, bits: int) -> Pixels:
+    """Bring decoded pixels to the cache's channels and bits, and to (c, h, w).
+
+    Grey is repeated over three channels; colour becomes grey by ITU-R 601 weights; 8 bits become 16 by 257 x (so that white stays
+    white), 16 bits become 8 by rounding v / 257.
+    """
+    if pixels.ndim == 3 and channels == 1:
+        luma = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+        pixels = np.rint(luma).astype(pixels.dtype)
+    if bits == 16 and pixels.dtype == np.uint8:
+        pixels = pixels.astype(np.uint16) * np.uint16(257)
+    if bits == 8 and pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[None], channels, axis=0)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resample(pixels: Pixels, height: int, width: int) -> Pixels:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    resized = [
+        np.asarray(Image.fromarray(planes[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+        for c in range(planes.shape[2])
+    ]
+    stacked = np.rint(np.clip(np.stack(resized, axis=-1), 0, 65535)).astype(np.uint16)
+    return stacked[..., 0] if pixels.ndim == 2 else stacked
+
+
+def _load(path: str | Path) -> bytes:
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError("file is missing") from None
+    except OSError as error:
+        raise ImageError(f"file cannot be opened ({error.strerror or error})") from error
+    if not data:
+        raise ImageError("file is empty (0 bytes)")
+    return data
+
+
+def _kind(data: bytes) -> str:
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
+        return "numpy"
+    return "pillow"
+
+
+@contextmanager
+def _reworded() -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image of a known kind (PNG, JPEG, TIFF, BMP, NumPy, DICOM)") from None
+    except _BROKEN as error:
+        text = str(error).strip().splitlines()
+        raise ImageError(text[0] if text else type(error).__name__) from error
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Pillow's switch is global, and another library may have turned it on."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _require_complete(data: bytes) -> None:
+    """Decoders accept a file whose last bytes are cut when all pixels happen to be there; the end mark must be there too."""
+    if data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0:
+        raise ImageError("JPEG file is truncated (no end-of-image mark)")
+    if data[:4] == b"\x89PNG" and data.rfind(b"IEND") < 0:
+        raise ImageError("PNG file is truncated (no end chunk)")
+
+
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a phone photograph with a preview beside it
+        raise ImageError(f"{image.format} file has {image.n_frames} pages, but one row of the table is one image")  # type: ignore[attr-defined]
+    if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "CMYK", "LA"):
+        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        if max(bits) > 8:
+            raise ImageError(f"colour TIFF with {max(bits)} bits a channel is not read without loss; convert it to 16-bit PNG")
+    return image
+
+
+def _decode_pillow(data: bytes) -> Pixels:
+    with _truncation_is_an_error():
+        image = _open(data)
+        image.load()
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode == "F" or mode.startswith("I"):
+        return _deep_grey(np.asarray(image), mode)
+    if mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if mode in ("LA", "La"):
+        return _on_black(np.asarray(image.convert("LA")))[..., 0]
+    if mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        return _on_black(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def _deep_grey(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint16]:
+    if mode == "F":
+        return _unit_to_uint16(values)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"grey values run from {values.min()} to {values.max()}, but must lie in 0..65535")
+    return values.astype(np.uint16)
+
+
+def _unit_to_uint16(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise ImageError(f"float pixels run from {low:g} to {high:g}, but must lie in [0, 1]")
+    return cast(npt.NDArray[np.uint16], np.rint(values.astype(np.float64) * 65535.0).astype(np.uint16))
+
+
+def _on_black(pixels: npt.NDArray[Any]) -> Pixels:
+    top = int(np.iinfo(pixels.dtype).max)
+    colour, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
+    return cast(Pixels, ((colour * alpha + top // 2) // top).astype(pixels.dtype))
+
+
+def _is_deep_colour_png(data: bytes) -> bool:
+    """16-bit PNG with colour or alpha: Pillow keeps only the high byte of each value."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6)
+
+
+def _decode_deep_colour_png(data: bytes) -> Pixels:
+    import torch
+    from torchvision.io import decode_image
+
+    planes = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy()
+    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    if data[25] in (4, 6):
+        pixels = cast(npt.NDArray[Any], _on_black(pixels))
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _numpy_array(data: bytes) -> npt.NDArray[Any]:
+    loaded = np.load(BytesIO(data), allow_pickle=False)
+    if not isinstance(loaded, np.ndarray):
+        names = list(loaded.files)
+        if len(names) != 1 and "image" not in names:
+            raise ImageError(f".npz holds the arrays {names}; it must hold one, or one named 'image'")
+        loaded = loaded["image" if "image" in names else names[0]]
+    shape = loaded.shape
+    if loaded.ndim == 3 and shape[2] not in (1, 3) and shape[0] in (1, 3):
+        loaded = np.moveaxis(loaded, 0, 2)
+    if loaded.ndim not in (2, 3) or (loaded.ndim == 3 and loaded.shape[2] not in (1, 3)):
+        raise ImageError(f"array has shape {shape}, but must be (h, w), (h, w, 1 or 3) or (1 or 3, h, w)")
+    if loaded.dtype not in (np.uint8, np.uint16, np.bool_) and loaded.dtype.kind != "f":
+        raise ImageError(f"array has type {loaded.dtype}, but must be uint8, uint16, bool, or float in [0, 1]")
+    return cast(npt.NDArray[Any], loaded[..., 0] if loaded.ndim == 3 and loaded.shape[2] == 1 else loaded)
+
+
+def _quantise_numpy(array: npt.NDArray[Any]) -> Pixels:
+    if array.size == 0 or array.dtype in (np.uint8, np.uint16):
+        return np.ascontiguousarray(array)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    return _unit_to_uint16(array)
