@@ -59,7 +59,7 @@ class ImageCache:
         self.dtype = pixels.dtype
         self.fingerprint: str = manifest["fingerprint"]
         self._pixels = pixels
-        self._n = n
+        self._n = int(n)
 
     @classmethod
     def open(cls, folder: str | Path) -> ImageCache:
@@ -129,7 +129,7 @@ class ImageCache:
 
     @property
     def _top(self) -> int:
-        return int(np.iinfo(self.dtype).max)
+        return 65535 if self.dtype == np.uint16 else 255
 
     def _fill(self, positions: Positions, finish: Callable[[torch.Tensor], Any], out: torch.Tensor | None) -> torch.Tensor:
         """Convert block by block, each small enough to be finished while it is in the processor's cache."""
@@ -330,7 +330,7 @@ def _start(names: list[str], folder: Path, key: dict[str, Any], workers: int, pr
     _clear(folder)
     headers: dict[int, Header | str] = {}
     with _bar("looking at headers", len(names), progress) as advance:
-        for start, found in run_chunks(probe_chunk, chunks(names, 8 * CHUNK), workers):
+        for start, found in run_chunks(probe_chunk, chunks(names, 8 * CHUNK), workers if len(names) > 5000 else 1):
             headers.update(enumerate(found, start=start))
             advance(len(found))
     good = [header for header in headers.values() if isinstance(header, Header)]
@@ -351,7 +351,10 @@ def _reserve(path: Path, n_bytes: int) -> None:
     """Take the whole space at once, so that a disk that is too small is found before the first image is decoded."""
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
-        raise DiskFullError(f"the image cache needs {n_bytes / 1e9:.3g} GB, and {path.parent} has {free / 1e9:.3g} GB free; free some space or choose another folder")
+        raise DiskFullError(
+            f"the image cache needs {n_bytes / 1e9:.3g} GB, and {path.parent} has {free / 1e9:.3g} GB free; "
+            "free some space or choose another folder"
+        )
     with disk_errors(path), path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, n_bytes)
@@ -426,9 +429,10 @@ def _bar(text: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
     if not show:
         yield lambda n: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(text, total=total)
         yield lambda n: progress.advance(task, n)

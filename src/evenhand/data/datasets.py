@@ -69,7 +69,7 @@ class PreparedData:
         cache = ImageCache.open(root / "cache")
         table_hash = hashlib.sha256((root / "table.csv").read_bytes()).hexdigest()
         if table_hash != expected["table"]:
-            raise InputError(f"{root / 'table.csv'} was changed after it was prepared; change the source table and prepare it to a new folder")
+            raise InputError(f"{root / 'table.csv'} was changed after it was prepared; change the source table and prepare it anew")
         if cache.fingerprint != expected["images"]:
             raise InputError(f"{root / 'cache'} does not belong to {root / 'dataset.yaml'}; prepare the data set again")
         table = read_table(root / "table.csv")
@@ -137,7 +137,7 @@ def read_description(root: Path) -> dict[str, Any]:
         if (root / "cache").is_dir():
             raise InputError(f"the preparation of {root} was not finished; run the same 'evenhand prepare' command again to go on")
         what = "has no dataset.yaml" if root.is_dir() else "does not exist"
-        raise InputError(f"{root} is not a prepared data set ({what}); make one with: evenhand prepare csv TABLE OUT --images DIR --label NAME")
+        raise InputError(f"{root} is not a prepared data set ({what}); make one: evenhand prepare csv TABLE OUT --images DIR --label NAME")
     try:
         description = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ used, so equal stored values give equal pixels in every image.
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,13 @@ from evenhand.errors import ImageError
 _BROKEN = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def dicom_bits_channels(data: bytes) -> tuple[int, int]:
-    """Bits (8 or 16) and channels (1 or 3) of a DICOM image, from its header.
+def dicom_bits_channels(stream: BinaryIO) -> tuple[int, int]:
+    """Bits (8 or 16) and channels (1 or 3) of a DICOM image, from its header; its pixels are not read.
 
     Raises:
         ImageError: not an uncompressed single-frame image.
     """
-    header = _read(data, pixels=False)
+    header = _read(stream, pixels=False)
     return (16 if int(header.BitsStored) > 8 else 8), int(header.SamplesPerPixel)
 
 
@@ -35,16 +35,16 @@ def decode_dicom(data: bytes) -> npt.NDArray[Any]:
     Raises:
         ImageError: a compressed transfer syntax, several frames, pixel data missing or cut, or an unknown colour space.
     """
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
-    dataset = _read(data, pixels=True)
+    dataset = _read(BytesIO(data), pixels=True)
     try:
         stored = pixel_array(dataset)
         if int(dataset.SamplesPerPixel) == 3:
             return stored if stored.dtype == np.uint8 else _quantise(stored / (2.0 ** int(dataset.BitsStored) - 1), 16)
         grey = dicom_grey(dataset, stored)
     except _BROKEN as error:
-        raise ImageError(f"DICOM pixel data cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        raise ImageError(f"DICOM pixel data cannot be decoded ({_reason(error)})") from error
     return _quantise(grey, int(dataset.BitsStored))
 
 
@@ -55,7 +55,7 @@ def dicom_grey(dataset: Any, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64
         dataset: the header (slope, intercept, window, photometric interpretation).
         stored: (h, w) integers.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
     bits = int(dataset.BitsStored)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if int(dataset.get("PixelRepresentation", 0)) else (0, 2**bits - 1)
@@ -94,13 +94,18 @@ def window(values: npt.NDArray[np.float64], center: float, width: float, functio
         return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700))))
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise ImageError(f"DICOM window function '{function}' is not one of LINEAR, LINEAR_EXACT, SIGMOID")
-    if width < 1 and function == "LINEAR" or width <= 0:
+    if (width < 1 and function == "LINEAR") or width <= 0:
         raise ImageError(f"DICOM window width is {width:g}, but must be at least 1 (LINEAR_EXACT: above 0)")
     if function == "LINEAR_EXACT":
         return np.clip((values - center) / width + 0.5, 0.0, 1.0)
     if width == 1:
         return (values > center - 0.5).astype(np.float64)
     return np.clip((values - (center - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _first(value: Any) -> float:
@@ -113,11 +118,11 @@ def _quantise(unit: npt.NDArray[np.float64], bits: int) -> npt.NDArray[Any]:
     return np.rint(unit * 65535.0).astype(np.uint16)
 
 
-def _read(data: bytes, *, pixels: bool) -> Any:
+def _read(stream: BinaryIO, *, pixels: bool) -> Any:
     from pydicom import dcmread
 
     try:
-        dataset = dcmread(BytesIO(data), stop_before_pixels=not pixels)
+        dataset = dcmread(stream, stop_before_pixels=not pixels)
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed and syntax != "1.2.840.10008.1.2.1.99":  # deflate packs the whole file, not the pixels
             raise ImageError(
@@ -132,5 +137,5 @@ def _read(data: bytes, *, pixels: bool) -> Any:
     except ImageError:
         raise
     except _BROKEN as error:
-        raise ImageError(f"not a readable DICOM image ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        raise ImageError(f"not a readable DICOM image ({_reason(error)})") from error
     return dataset

@@ -28,7 +28,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         reason = os.strerror(error.errno or errno.ENOSPC).lower()
-        raise DiskFullError(f"cannot write {path}: {reason}; free some space or choose another folder, then run the same command again") from error
+        raise DiskFullError(f"cannot write {path}: {reason}; free some space or choose another folder, and run it again") from error
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:

@@ -7,11 +7,12 @@ told from its content, not from its name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -41,19 +42,20 @@ def probe_image(path: str | Path) -> Header:
     Raises:
         ImageError: missing, unreadable, or of a kind that is not supported.
     """
-    data = _load(path)
-    with _reworded():
-        kind = _kind(data)
+    with _reworded(), _stream(path) as stream:
+        head = stream.read(132)
+        stream.seek(0)
+        kind = _kind(head)
         if kind == "dicom":
             from evenhand.data.dicom import dicom_bits_channels
 
-            return Header(*dicom_bits_channels(data))
+            return Header(*dicom_bits_channels(stream))
         if kind == "numpy":
-            array = _numpy_array(data)
+            array = _numpy_array(stream)
             return Header(8 if array.dtype in (np.uint8, np.bool_) else 16, 1 if array.ndim == 2 else 3)
-        if _is_deep_colour_png(data):
-            return Header(16, 1 if data[25] == 4 else 3)
-        image = _open(data)
+        if _is_deep_colour_png(head):
+            return Header(16, 1 if head[25] == 4 else 3)
+        image = _open(stream)
         deep = image.mode.startswith("I") or image.mode == "F"
         return Header(16 if deep else 8, 1 if deep or image.mode in _GREY_MODES else 3)
 
@@ -74,15 +76,16 @@ def read_image(path: str | Path) -> Pixels:
     Raises:
         ImageError: missing, truncated, unreadable, or of a kind that is not supported; one line saying which and why.
     """
-    data = _load(path)
     with _reworded():
+        with _stream(path) as stream:
+            data = stream.read()
         kind = _kind(data)
         if kind == "dicom":
             from evenhand.data.dicom import decode_dicom
 
             pixels = decode_dicom(data)
         elif kind == "numpy":
-            pixels = _quantise_numpy(_numpy_array(data))
+            pixels = _quantise_numpy(_numpy_array(BytesIO(data)))
         elif _is_deep_colour_png(data):
             _require_complete(data)
             pixels = _decode_deep_colour_png(data)
@@ -133,35 +136,35 @@ def fit_grid(pixels: Pixels, channels: int, bits: int) -> Pixels:
     if bits == 8 and pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 2:
-        return np.repeat(pixels[None], channels, axis=0)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return cast(Pixels, np.repeat(pixels[None], channels, axis=0))
+    return cast(Pixels, np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _resample(pixels: Pixels, height: int, width: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
     if pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        return cast(Pixels, np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)))
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
     resized = [
         np.asarray(Image.fromarray(planes[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
         for c in range(planes.shape[2])
     ]
     stacked = np.rint(np.clip(np.stack(resized, axis=-1), 0, 65535)).astype(np.uint16)
-    return stacked[..., 0] if pixels.ndim == 2 else stacked
+    return cast(Pixels, stacked[..., 0] if pixels.ndim == 2 else stacked)
 
 
-def _load(path: str | Path) -> bytes:
-    path = Path(path)
+def _stream(path: str | Path) -> BinaryIO:
     try:
-        data = path.read_bytes()
+        stream = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
         raise ImageError("file is missing") from None
     except OSError as error:
         raise ImageError(f"file cannot be opened ({error.strerror or error})") from error
-    if not data:
+    if os.fstat(stream.fileno()).st_size == 0:
+        stream.close()
         raise ImageError("file is empty (0 bytes)")
-    return data
+    return stream
 
 
 def _kind(data: bytes) -> str:
@@ -204,8 +207,8 @@ def _require_complete(data: bytes) -> None:
         raise ImageError("PNG file is truncated (no end chunk)")
 
 
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(BytesIO(data), formats=FORMATS)
+def _open(stream: BinaryIO) -> Image.Image:
+    image = Image.open(stream, formats=FORMATS)
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a phone photograph with a preview beside it
         raise ImageError(f"{image.format} file has {image.n_frames} pages, but one row of the table is one image")  # type: ignore[attr-defined]
     if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "CMYK", "LA"):
@@ -217,7 +220,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _decode_pillow(data: bytes) -> Pixels:
     with _truncation_is_an_error():
-        image = _open(data)
+        image = _open(BytesIO(data))
         image.load()
     image = ImageOps.exif_transpose(image)
     mode = image.mode
@@ -269,8 +272,8 @@ def _decode_deep_colour_png(data: bytes) -> Pixels:
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
-def _numpy_array(data: bytes) -> npt.NDArray[Any]:
-    loaded = np.load(BytesIO(data), allow_pickle=False)
+def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
+    loaded = np.load(stream, allow_pickle=False)
     if not isinstance(loaded, np.ndarray):
         names = list(loaded.files)
         if len(names) != 1 and "image" not in names:

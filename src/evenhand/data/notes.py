@@ -48,7 +48,8 @@ def _label_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
         if len(np.unique(values[known])) < 2:
             notes.append(f"label '{name}' has one class in the whole table; it cannot be assessed")
             continue
-        short = [split for split in ("train", "val", "test") if (splits == split).any() and len(np.unique(values[known & (splits == split)])) < 2]
+        inside = {split: splits == split for split in ("train", "val", "test")}
+        short = [split for split, rows in inside.items() if rows.any() and len(np.unique(values[known & rows])) < 2]
         if short:
             notes.append(f"label '{name}' has one class only in {', '.join(short)}")
     return notes

@@ -82,7 +82,7 @@ class TableSpec:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TableSpec:
         """The inverse of `to_dict`."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
         values["bins"] = {name: tuple(float(edge) for edge in edges) for name, edges in plain.get("bins", {}).items()}
         return cls(**values)
 
@@ -197,7 +197,8 @@ def label_array(frame: pd.DataFrame, spec: TableSpec) -> npt.NDArray[Any]:
         codes = {name: code for code, name in enumerate(spec.classes)} | {"": -1}
         bad = np.flatnonzero(~text.isin(codes).to_numpy(bool))
         if len(bad):
-            raise TableError(f"label '{spec.labels[0]}' has {len(bad)} values that are not one of its classes", _cells(frame, spec.labels[0], bad))
+            cells = _cells(frame, spec.labels[0], bad)
+            raise TableError(f"label '{spec.labels[0]}' has {len(cells)} values that are not one of its classes", cells)
         return text.map(codes).to_numpy(np.int64)
     columns = []
     for name in spec.labels:
@@ -277,12 +278,11 @@ def check_table(frame: pd.DataFrame, spec: TableSpec, images: str | Path | None 
 def _column_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
     known = [str(name) for name in frame.columns]
     wanted = {spec.image: "image", **dict.fromkeys(spec.labels, "label"), **dict.fromkeys(spec.columns, "attribute")}
-    problems = [f"column '{name}' ({role}) is not in the table; {nearest(name, known)}" for name, role in wanted.items() if name not in known]
-    problems += [f"column '{name}' occurs {known.count(name)} times; every name must be unique" for name in sorted({n for n in known if known.count(n) > 1})]
-    problems += [
-        f"bins were given for '{name}', which is not among the attributes; {nearest(name, spec.columns)}".replace("the columns are", "they are")
-        for name in spec.bins if name not in spec.columns
-    ]
+    absent = [(name, role) for name, role in wanted.items() if name not in known]
+    problems = [f"column '{name}' ({role}) is not in the table; {nearest(name, known)}" for name, role in absent]
+    for name in (name for name in spec.bins if name not in spec.columns):
+        offer = nearest(name, spec.columns).replace("the columns are", "they are")
+        problems.append(f"bins were given for '{name}', which is not among the attributes; {offer}")
     return problems
 
 
@@ -291,8 +291,8 @@ def _image_problems(frame: pd.DataFrame, spec: TableSpec, folder: Path | None) -
     empty = np.flatnonzero(keys == "")
     problems = [f"column '{spec.image}' is empty in {rows_text(empty)}; every row needs an image"] if len(empty) else []
     twice = keys[keys.duplicated(keep=False) & (keys != "")]
-    for name, rows in twice.groupby(twice, sort=False).indices.items():
-        positions = [int(frame.index.get_loc(twice.index[row])) for row in rows]
+    for name in twice.unique():
+        positions = np.flatnonzero(keys == name)
         problems.append(f"image '{name}' is listed {len(positions)} times ({rows_text(positions)}); one row is one image")
     if folder is not None:
         absent = [(row, name) for row, name in enumerate(keys) if name and not (folder / name).is_file()]
@@ -306,8 +306,9 @@ def _label_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
     for name in (label for label in spec.labels if label in frame):
         if spec.kind == "multiclass":
             text = frame[name].astype("string").str.strip().fillna("")
-            wrong = np.flatnonzero((~text.isin([*spec.classes, ""])).to_numpy(bool)) if spec.classes else []
-            problems += [f"{cell}, but the classes are {', '.join(spec.classes)}" for cell in _cells(frame, name, wrong)]
+            if spec.classes:
+                unknown = np.flatnonzero(~text.isin([*spec.classes, ""]).to_numpy(bool))
+                problems += [f"{cell}, but the classes are {', '.join(spec.classes)}" for cell in _cells(frame, name, unknown)]
             n_classes = text[text != ""].nunique()
         else:
             numbers, wrong = parse_label(frame[name])
@@ -333,13 +334,18 @@ def _attribute_problems(frame: pd.DataFrame, spec: TableSpec, name: str) -> list
     try:
         n_groups = len(make_groups(frame, name, spec.bins).keys)
     except TableError as error:
-        return [*problems, *([f"{line}, outside the bins of '{name}'" for line in error.details] or [error.summary])] if single else problems
+        return [*problems, *(f"{line}, outside its bins {_edges(spec, name)}" for line in error.details)] if single else problems
     except InputError as error:
         return [*problems, error.summary] if single else problems
     if n_groups > spec.max_groups:
-        advice = "give edges, as --bins " + f"{name}=0,60,200" if single and name not in spec.bins else "merge values, or raise --max-groups"
+        binnable = single and name not in spec.bins
+        advice = f"give edges, as --bins {name}=0,60,200" if binnable else "merge values, or raise --max-groups"
         problems.append(f"attribute '{name}' has {n_groups} groups, more than max_groups = {spec.max_groups}; {advice}")
     return problems
+
+
+def _edges(spec: TableSpec, name: str) -> str:
+    return f"[{spec.bins[name][0]:g}, {spec.bins[name][-1]:g})"
 
 
 def _patient_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
@@ -347,7 +353,8 @@ def _patient_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
     if spec.patient in frame:
         empty = np.flatnonzero(missing_rows(frame, spec.patient))
         if len(empty):
-            problems.append(f"column '{spec.patient}' is empty in {rows_text(empty)}; fill it, or remove the column (each image is then its own patient)")
+            advice = "fill it, or remove the column (each image is then its own patient)"
+            problems.append(f"column '{spec.patient}' is empty in {rows_text(empty)}; {advice}")
     if spec.split not in frame:
         return problems
     text = frame[spec.split].astype("string").str.strip().fillna("")
@@ -359,6 +366,6 @@ def _patient_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
         n_splits = text[known].groupby(patients, sort=False).transform("nunique").to_numpy()
         several = np.flatnonzero(known)[n_splits > 1]
         for _, rows in pd.Series(several).groupby(patients.to_numpy()[n_splits > 1], sort=False):
-            where = sorted(set(text.iloc[rows.to_numpy()]))
-            problems.append(f"one patient is in the splits {', '.join(where)} ({rows_text(rows.to_numpy())}); all images of a patient belong in one split")
+            where = ", ".join(sorted(set(text.iloc[rows.to_numpy()])))
+            problems.append(f"one patient is in the splits {where} ({rows_text(rows.to_numpy())}); a patient belongs in one split")
     return problems

@@ -21,7 +21,18 @@ from evenhand.data.files import disk_errors, locked, write_atomic
 from evenhand.data.images import RESIZES, Resize
 from evenhand.data.notes import drop_missing, table_notes
 from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits
-from evenhand.data.table import Kind, TableSpec, attribute_groups, check_table, class_names, image_keys, infer_kind, label_array, nearest, read_table
+from evenhand.data.table import (
+    Kind,
+    TableSpec,
+    attribute_groups,
+    check_table,
+    class_names,
+    image_keys,
+    infer_kind,
+    label_array,
+    nearest,
+    read_table,
+)
 from evenhand.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -112,8 +123,9 @@ def prepare_csv(
         with locked(out / ".lock", lambda: log.warning("another process is preparing %s; waiting for it to finish", out)):
             _check_out(out, Path(table), config)
             files = [folder / name for name in image_keys(frame)]
-            build = {"size": size, "resize": resize, "channels": channels, "workers": workers, "keep_going": keep_going, "progress": progress}
-            _, excluded = build_cache(files, out / "cache", **build)  # type: ignore[arg-type]
+            _, excluded = build_cache(
+                files, out / "cache", size=size, resize=resize, channels=channels, workers=workers, keep_going=keep_going, progress=progress
+            )
             if not (out / "dataset.yaml").exists():
                 _write(out, frame, spec, dropped, excluded, config, source, notes)
     except (InputError, OSError):
@@ -166,7 +178,8 @@ def _plain_ages(frame: pd.DataFrame, spec: TableSpec, notes: list[str]) -> pd.Da
         text = frame[name].astype("string").str.strip()
         years = text.str.extract(_YEARS, expand=False)
         if years.notna().any():
-            notes.append(f"column '{name}': {int(years.notna().sum())} values in years (as {text[years.notna()].iloc[0]!r}) are read as numbers")
+            example = text[years.notna()].iloc[0]
+            notes.append(f"column '{name}': {int(years.notna().sum())} values in years (as {example!r}) are read as numbers")
             frame = frame.assign(**{name: years.fillna(text).astype(object)})
     return frame
 
@@ -190,7 +203,8 @@ def _check_out(out: Path, table: Path, config: Mapping[str, Any]) -> None:
         old = PreparedData.open(out).description["config"]
         differing = [name for name in config if old.get(name) != config[name]]
         if differing:
-            raise InputError(f"{out} holds a data set of another configuration (other {', '.join(differing)}); choose another folder, or delete it")
+            other = ", ".join(differing)
+            raise InputError(f"{out} holds a data set of another configuration (other {other}); choose another folder, or delete it")
         return
     foreign = sorted({path.name for path in out.iterdir()} - _OURS)
     if foreign or ((out / "table.csv").exists() and not (out / "cache").is_dir()):
