@@ -68,6 +68,12 @@ class Store(Protocol):
     def append(self, key: str, record: Mapping[str, Any]) -> None: ...
 
 
+class BuildModel(Protocol):
+    """A new trainable classifier with a fresh head; see `Task`."""
+
+    def __call__(self, n_outputs: int, /, *, from_scratch: bool = False) -> torch.nn.Module: ...
+
+
 @dataclass(frozen=True)
 class Split:
     """The rows of one split.
@@ -107,7 +113,8 @@ class Task:
         store: state kept between calls; a resumed run gets the same one.
         embed: images -> (n, dim) float32 array, through the run's frozen encoder, cached on disk.
         build_model: number of outputs -> a new trainable classifier taking images in [0, 1]
-            (`evenhand.models.ImageClassifier`), initialised from the run's checkpoint and ``seed``.
+            (`evenhand.models.ImageClassifier`), initialised from the run's checkpoint and ``seed``; with
+            ``from_scratch=True`` the same architecture at random, the checkpoint ignored.
         trainer: settings of the training loop.
         batch_size: images per optimiser step.
         report: called with a short text when there is progress to show.
@@ -123,7 +130,7 @@ class Task:
     device: torch.device
     store: Store
     embed: Callable[[Images], npt.NDArray[np.float32]]
-    build_model: Callable[[int], torch.nn.Module]
+    build_model: BuildModel
     trainer: TrainerConfig
     batch_size: int = 64
     augment: str = "none"
@@ -145,7 +152,8 @@ class Predictor(Protocol):
     (n, L). ``groups`` is only read where ``needs_groups`` is true.
     """
 
-    needs_groups: bool
+    @property
+    def needs_groups(self) -> bool: ...
 
     def predict(
         self, images: Images, groups: Mapping[str, Groups] | None = None
