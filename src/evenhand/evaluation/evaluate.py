@@ -1,0 +1,241 @@
+"""Judge a table of predictions: how well it works, for whom, and how sure that is. Sees nothing but the table."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+import evenhand
+from evenhand.config.schema import AuditConfig
+from evenhand.data.groups import Groups
+from evenhand.errors import ConfigError
+from evenhand.evaluation.attributes import MISSING_KEY
+from evenhand.evaluation.cells import Measured, average, measure, row_json
+from evenhand.evaluation.cohort import Cohort, Question, make_cohort
+from evenhand.evaluation.significance import (
+    adjust, bootstrap_null, members_of, permuted_null, replicate_variances, variances_by_moments,
+)
+from evenhand.evaluation.verdicts import audit_verdicts
+from evenhand.metrics.cells import METRICS
+from evenhand.metrics.gaps import COMBINED, Gap, all_gaps
+from evenhand.metrics.permutation import REACH
+from evenhand.random import generator
+
+SCHEMA = "evenhand.audit/1"
+MACRO = "macro"
+GAP_NAMES = (*METRICS, *COMBINED)
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """An audit.
+
+    Attributes:
+        data: the contract's audit.json as a dict.
+        predictions: the table it was made from, all rows.
+    """
+
+    data: dict[str, Any]
+    predictions: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit in the schema ``evenhand.audit/1``."""
+        return self.data
+
+    def to_table(self) -> pd.DataFrame:
+        """One row an estimate: label, attribute, group (empty: overall), metric, kind (value or gap) and the numbers."""
+        return pd.DataFrame(list(_table_rows(self.data["labels"])), columns=_TABLE_COLUMNS)
+
+    @property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """What the numbers say, in plain words; see CONTRACTS."""
+        return list(self.data["verdicts"])
+
+    def dumps(self) -> str:
+        """audit.json's text."""
+        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def evaluate(
+    predictions: pd.DataFrame,
+    *,
+    labels: Sequence[str],
+    attributes: Sequence[str],
+    config: AuditConfig | None = None,
+    seed: int = 0,
+    thresholds: Mapping[str, float] | None = None,
+    bins: Mapping[str, Sequence[float]] | None = None,
+    missing: str = "own_group",
+    classes: Sequence[str] = (),
+    threads: int = 1,
+) -> AuditResult:
+    """Audit a table of predictions: test rows are judged, validation rows choose thresholds.
+
+    Args:
+        predictions: the contract's columns (see `evenhand.evaluation.make_predictions`).
+        labels: label names; several make a multi-label audit.
+        attributes: attribute columns; joint ones as ``sex*age``.
+        config: how to judge; default: `AuditConfig()`.
+        seed: of every random stream.
+        thresholds: label -> threshold that wins over the rule (a run's stored ones).
+        bins: numeric column -> edges.
+        missing: ``own_group`` (a row of its own, in no gap), ``drop`` (rows left out), ``error``.
+        classes: class names of a multi-class table: judged one-vs-rest and as ``macro`` averages.
+        threads: bootstrap blocks at a time; the result is the same for any number.
+
+    Raises:
+        TableError: the table breaks the contract; nothing was computed.
+        ConfigError: an option is wrong.
+    """
+    config = config or AuditConfig()
+    _check(config, classes)
+    bins = {name: tuple(float(edge) for edge in edges) for name, edges in (bins or {}).items()}
+    cohort = make_cohort(
+        predictions, labels=labels, classes=classes, attributes=attributes, bins=bins, missing=missing, config=config, thresholds=thresholds,
+    )
+    overall = _with_macro(cohort, _measure(cohort, np.zeros(len(cohort.patient), np.int64), [0], "overall", config, seed, threads))
+    tables = {name: _attribute(cohort, groups, config, seed, threads) for name, groups in cohort.groups.items()}
+    gaps = {(label, name): found for name, (_, by_label) in tables.items() for label, found in by_label.items()}
+    n_tests = adjust(gaps, config.primary)
+    data: dict[str, Any] = {"schema": SCHEMA, "kind": cohort.kind, "n": len(cohort.patient), "n_patients": cohort.n_patients, "labels": {}}
+    for label in overall:
+        data["labels"][label] = {
+            "threshold": _threshold(cohort, label),
+            "overall": row_json(overall[label][0], config.confidence),
+            "attributes": {name: _attribute_json(cohort.groups[name], tables[name][0][label], gaps[label, name], config) for name in tables},
+        }
+    data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence)
+    failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
+    data["provenance"] = _provenance(predictions, cohort, config, seed, bins, missing, n_tests, failed)
+    return AuditResult(data, predictions)
+
+
+def _check(config: AuditConfig, classes: Sequence[str]) -> None:
+    for name in config.primary:
+        if name not in GAP_NAMES:
+            near = difflib.get_close_matches(name, GAP_NAMES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GAP_NAMES)}"
+            raise ConfigError(f"primary metric '{name}' is unknown; {hint}")
+    if not 0.5 <= config.confidence < 1:
+        raise ConfigError(f"confidence is {config.confidence:g}, but must lie in [0.5, 1), as 0.95")
+    for option in ("bootstrap", "permutations", "min_patients", "max_groups"):
+        if getattr(config, option) < (2 if option in ("min_patients", "max_groups") else 0):
+            raise ConfigError(f"{option} is {getattr(config, option)}, which is too small")
+    if MACRO in classes:
+        raise ConfigError(f"a class is named '{MACRO}', which is the name of the average over classes; rename the class")
+
+
+def _measure(
+    cohort: Cohort, codes: npt.NDArray[np.int64], keys: Sequence[int], name: str, config: AuditConfig, seed: int, threads: int
+) -> list[dict[int, Measured]]:
+    return measure(cohort, codes, keys, name, n_bootstrap=config.bootstrap, min_patients=config.min_patients, seed=seed, threads=threads)
+
+
+def _with_macro(cohort: Cohort, measured: list[dict[int, Measured]]) -> dict[str, dict[int, Measured]]:
+    found = {question.name: item for question, item in zip(cohort.questions, measured, strict=True)}
+    if cohort.kind == "multiclass":
+        found[MACRO] = {key: average([item[key] for item in measured], "classes") for key in measured[0]}
+    return found
+
+
+def n_permutations(cohort: Cohort, config: AuditConfig) -> int:
+    """Permutations made: those asked for, or `REACH` for each test of the family, whichever is more; 0 stays 0."""
+    family = len(cohort.questions) * len(cohort.groups) * len(config.primary)
+    return max(config.permutations, REACH * family) if config.permutations else 0
+
+
+def _attribute(
+    cohort: Cohort, groups: Groups, config: AuditConfig, seed: int, threads: int
+) -> tuple[dict[str, dict[int, Measured]], dict[str, dict[str, Gap]]]:
+    """(label -> group code -> numbers, label -> gaps) of one attribute."""
+    codes = [int(code) for code in np.unique(groups.codes)]
+    measured = _with_macro(cohort, _measure(cohort, groups.codes, codes, groups.attribute, config, seed, threads))
+    gaps = {}
+    for question in cohort.questions:
+        by_key = {groups.keys[code]: item for code, item in measured[question.name].items() if code >= 0}
+        gaps[question.name] = _question_gaps(question, by_key, groups, cohort, config, seed)
+    if cohort.kind == "multiclass":
+        by_key = {groups.keys[code]: item for code, item in measured[MACRO].items() if code >= 0}
+        gaps[MACRO] = _replicate_gaps(by_key, config)
+    return measured, gaps
+
+
+def _question_gaps(
+    question: Question, measured: Mapping[str, Measured], groups: Groups, cohort: Cohort, config: AuditConfig, seed: int
+) -> dict[str, Gap]:
+    use = (groups.codes >= 0) & ~np.isnan(question.y_true)
+    rows = {"y_true": question.y_true[use], "y_score": question.y_score[use], "decision": question.decision[use], "unit": cohort.patient[use]}
+    codes = groups.codes[use]
+    members, excluded = members_of(measured, variances_by_moments(rows, codes, groups.keys), config.confidence)
+    wanted = n_permutations(cohort, config)
+    if wanted:
+        rng = generator(seed, "permutation", groups.attribute, question.name)
+        null = permuted_null(rows, codes, members, groups.keys, wanted, rng)
+    else:
+        null = bootstrap_null(measured, members)
+    return all_gaps(members, excluded, null, config.confidence)
+
+
+def _replicate_gaps(measured: Mapping[str, Measured], config: AuditConfig) -> dict[str, Gap]:
+    """Gaps of averages over classes: variances and the null distribution come from the bootstrap."""
+    members, excluded = members_of(measured, replicate_variances(measured), config.confidence)
+    return all_gaps(members, excluded, bootstrap_null(measured, members), config.confidence)
+
+
+def _attribute_json(groups: Groups, measured: Mapping[int, Measured], gaps: Mapping[str, Gap], config: AuditConfig) -> dict[str, Any]:
+    rows = {groups.keys[code]: row_json(item, config.confidence) for code, item in measured.items() if code >= 0}
+    if -1 in measured:
+        rows[MISSING_KEY] = {**row_json(measured[-1], config.confidence), "missing": True}
+    return {"n_missing": int((groups.codes < 0).sum()), "groups": rows, "gaps": {name: gap.to_json() for name, gap in gaps.items()}}
+
+
+def _threshold(cohort: Cohort, label: str) -> dict[str, Any]:
+    for question in cohort.questions:
+        if question.name == label:
+            return question.threshold
+    return cohort.questions[0].threshold
+
+
+def _provenance(
+    frame: pd.DataFrame, cohort: Cohort, config: AuditConfig, seed: int, bins: Mapping[str, Sequence[float]], missing: str, n_tests: int, failed: int
+) -> dict[str, Any]:
+    hashes = pd.util.hash_pandas_object(frame.astype("string"), index=False).to_numpy()
+    return {
+        "package": "evenhand", "version": evenhand.__version__, "seed": seed, "n_rows": len(frame), "n_judged": len(cohort.patient),
+        "n_dropped": cohort.n_dropped, "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
+        "threshold": config.threshold, "bootstrap": config.bootstrap, "permutations": n_permutations(cohort, config),
+        "confidence": config.confidence, "min_patients": config.min_patients, "max_groups": config.max_groups, "missing": missing,
+        "bins": {name: list(edges) for name, edges in bins.items()}, "failed_replicates": failed,
+        "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
+        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
+        "notes": list(cohort.notes),
+    }
+
+
+_TABLE_COLUMNS = [
+    "label", "attribute", "group", "kind", "metric", "value", "lower", "upper", "n", "n_positive", "p", "p_holm", "low_group", "high_group", "reason",
+]
+
+
+def _table_rows(labels: Mapping[str, Any]) -> Any:
+    for label, item in labels.items():
+        yield from _estimate_rows({"label": label, "attribute": "", "group": ""}, item["overall"])
+        for attribute, part in item["attributes"].items():
+            for group, row in part["groups"].items():
+                yield from _estimate_rows({"label": label, "attribute": attribute, "group": group}, row)
+            for metric, gap in part["gaps"].items():
+                low, high = gap["groups"] or (None, None)
+                yield {"label": label, "attribute": attribute, "group": "", "kind": "gap", "metric": metric, **gap, "low_group": low, "high_group": high}
+
+
+def _estimate_rows(where: dict[str, str], row: Mapping[str, Any]) -> Any:
+    for metric in METRICS:
+        yield {**where, "kind": "value", "metric": metric, "n_positive": row["n_positive"], **row[metric]}

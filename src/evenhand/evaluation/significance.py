@@ -1,0 +1,102 @@
+"""Gaps of one label and attribute: which groups enter, the null distribution of their test, and Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evenhand.evaluation.cells import Measured, limits
+from evenhand.metrics.cells import METRICS, make_cell
+from evenhand.metrics.gaps import Gap, GroupValue
+from evenhand.metrics.permutation import holm, largest_difference, log_moments, null_maxima
+
+FloatArray = npt.NDArray[np.float64]
+Members = dict[str, list[GroupValue]]
+
+
+def members_of(
+    measured: Mapping[str, Measured], variances: Mapping[str, Mapping[str, float]], confidence: float
+) -> tuple[Members, dict[str, list[dict[str, Any]]]]:
+    """(metric -> estimable groups, metric -> excluded groups with reasons).
+
+    Args:
+        measured: group key -> numbers; without the row of the missing.
+        variances: group key -> metric -> clustered variance.
+        confidence: of the groups' simultaneous limits (Bonferroni over the groups).
+    """
+    members: Members = {}
+    excluded: dict[str, list[dict[str, Any]]] = {}
+    for name in METRICS:
+        inside = [key for key, item in measured.items() if name not in item.reasons and np.isfinite(variances[key][name])]
+        level = 1 - (1 - confidence) / max(len(inside), 1)
+        members[name] = []
+        for key in inside:
+            item = measured[key]
+            rows, units = item.counts[name]
+            lower, upper = limits(item.values[name], item.replicates[name], units, level)
+            members[name].append(GroupValue(key, item.values[name], variances[key][name], units, rows, lower, upper))
+        excluded[name] = [
+            {"group": key, "reason": item.reasons.get(name, "too few patients for a variance"), "n": item.counts[name][0]}
+            for key, item in measured.items() if key not in inside
+        ]
+    return members, excluded
+
+
+def variances_by_moments(rows: Mapping[str, Any], codes: npt.NDArray[np.int64], keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Group key -> metric -> clustered variance, from the rows' linearised moments."""
+    found = {}
+    for code, key in enumerate(keys):
+        use = codes == code
+        cell = make_cell(*(rows[name][use] for name in ("y_true", "y_score", "decision", "unit")))
+        found[key] = {name: float(variance[0]) for name, (_, variance) in cell.moments(METRICS).items()} if use.any() else dict.fromkeys(METRICS, np.nan)
+    return found
+
+
+def replicate_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
+    """Group key -> metric -> variance over the bootstrap replicates, NaN where there are fewer than two."""
+    return {key: {name: _spread(item.replicates[name]) for name in METRICS} for key, item in measured.items()}
+
+
+def _spread(replicates: FloatArray) -> float:
+    finite = replicates[np.isfinite(replicates)]
+    return float(finite.var(ddof=1)) if len(finite) > 1 else float("nan")
+
+
+def permuted_null(
+    rows: Mapping[str, Any], codes: npt.NDArray[np.int64], members: Members, keys: Sequence[str], n_permutations: int, rng: np.random.Generator
+) -> dict[str, FloatArray]:
+    """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both."""
+    pair = rows["unit"] * len(keys) + codes
+    cell = make_cell(rows["y_true"], rows["y_score"], rows["decision"], pair)
+    position = {key: code for code, key in enumerate(keys)}
+    estimable = {name: np.array([position[item.group] for item in inside], dtype=np.int64) for name, inside in members.items()}
+    return null_maxima(cell, cell.units % len(keys), estimable, n_permutations, rng)
+
+
+def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[str, FloatArray]:
+    """Studentised maxima of the bootstrap errors, used where no permutation is at hand (macro averages, several seeds)."""
+    found = {}
+    for name, inside in members.items():
+        if len(inside) < 2 or not len(measured[inside[0].group].replicates[name]):
+            continue
+        errors = np.array([measured[item.group].replicates[name] - item.value for item in inside])
+        found[name] = largest_difference(errors, np.array([np.full(errors.shape[1], item.variance) for item in inside]))
+        if name == "positive_rate":
+            logs = [log_moments(np.array(item.value), np.array(item.variance), item.units) for item in inside]
+            moved = [log_moments(measured[item.group].replicates[name], np.array(item.variance), item.units)[0] for item in inside]
+            errors = np.array([there - float(here) for there, (here, _) in zip(moved, logs, strict=True)])
+            found["log_positive_rate"] = largest_difference(errors, np.array([np.full(errors.shape[1], float(spread)) for _, spread in logs]))
+    return found
+
+
+def adjust(gaps: Mapping[tuple[str, str], dict[str, Gap]], primary: Sequence[str]) -> int:
+    """Fill ``p_holm`` of the named family (primary metrics x attributes x labels) in place; returns the number of tests."""
+    family = [(where, name) for where, found in gaps.items() for name in primary if found[name].p is not None]
+    adjusted = holm([float(gaps[where][name].p or 0.0) for where, name in family])
+    for (where, name), p in zip(family, adjusted, strict=True):
+        gaps[where][name] = replace(gaps[where][name], p_holm=p)
+    return len(family)

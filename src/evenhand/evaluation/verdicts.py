@@ -1,0 +1,149 @@
+"""Verdicts: what the numbers say, in plain words. Made from estimates only, never by a method.
+
+Codes: ``gap`` (a primary gap with adjusted p < 1 - confidence), ``levelling_down`` (a group got worse than under the
+reference), ``collapsed`` (no better than chance, or nearly everybody gets one answer), ``insufficient_evidence`` (a group
+with too few patients), ``threshold_on_test`` (no validation rows to choose a threshold on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WORDS = {
+    "auc": "AUC", "tpr": "true positive rate", "fpr": "false positive rate", "tnr": "true negative rate", "fnr": "false negative rate",
+    "ppv": "positive predictive value", "npv": "negative predictive value", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
+    "f1": "F1", "positive_rate": "rate of positive decisions", "prevalence": "prevalence", "brier": "Brier score", "log_loss": "log loss",
+    "equalized_odds": "equalized odds", "equalized_odds_mean": "equalized odds (mean)", "equal_opportunity": "equal opportunity",
+    "demographic_parity": "demographic parity", "demographic_parity_ratio": "demographic parity ratio", "disparate_impact": "disparate impact",
+}
+"""Metric -> how a sentence calls it."""
+
+EVIDENCE = ("auc", "tpr", "fpr")
+_FEW, _MANY = 0.01, 0.99
+
+
+def verdict(code: str, text: str, **where: Any) -> dict[str, Any]:
+    """One verdict record; fields that do not apply are None."""
+    blank: dict[str, Any] = dict.fromkeys(("label", "attribute", "group", "metric", "value", "lower", "upper"))
+    return {"code": code, **blank, **where, "text": text}
+
+
+def audit_verdicts(labels: Mapping[str, Any], primary: Sequence[str], confidence: float) -> list[dict[str, Any]]:
+    """All verdicts of one audit, the gravest first.
+
+    Args:
+        labels: the ``labels`` part of audit.json.
+        primary: gaps whose corrected tests count.
+        confidence: level of the intervals; a gap is claimed where adjusted p < 1 - confidence.
+    """
+    found = []
+    for label, item in labels.items():
+        found += collapsed_verdicts(label, item["overall"])
+        found += gap_verdicts(label, item["attributes"], primary, confidence)
+        found += evidence_verdicts(label, item["attributes"])
+    found += _threshold_verdicts(labels)
+    order = ("collapsed", "gap", "levelling_down", "threshold_on_test", "insufficient_evidence")
+    return sorted(found, key=lambda item: order.index(item["code"]))
+
+
+def collapsed_verdicts(label: str, overall: Mapping[str, Any], **where: Any) -> list[dict[str, Any]]:
+    """Whether a model tells cases from non-cases at all, and gives more than one answer."""
+    found, prefix = [], f"{where['run']}: " if "run" in where else ""
+    auc, rate = overall["auc"], overall["positive_rate"]
+    if auc["value"] is not None and auc["lower"] is not None and auc["lower"] <= 0.5:
+        text = f"{prefix}{label}: the scores are not shown to be better than chance: AUC {span(auc)}; small gaps of such a model mean nothing."
+        found.append(verdict("collapsed", text, label=label, metric="auc", **_numbers(auc), **where))
+    if rate["value"] is not None and not _FEW <= rate["value"] <= _MANY:
+        text = f"{prefix}{label}: {rate['value']:.1%} of the rows get a positive decision, so nearly everybody gets the same answer; small gaps of such a model mean nothing."
+        found.append(verdict("collapsed", text, label=label, metric="positive_rate", **_numbers(rate), **where))
+    return found
+
+
+def gap_verdicts(
+    label: str, attributes: Mapping[str, Any], primary: Sequence[str], confidence: float, **where: Any
+) -> list[dict[str, Any]]:
+    """Primary gaps whose corrected test is significant."""
+    found, prefix = [], f"{where['run']}: " if "run" in where else ""
+    for attribute, item in attributes.items():
+        for metric in primary:
+            gap = item["gaps"][metric]
+            if gap["value"] is None or gap["p_holm"] is None or gap["p_holm"] >= 1 - confidence - 1e-12:
+                continue
+            low, high = gap["groups"]
+            text = (
+                f"{prefix}{label}: {WORDS[metric]} differs between groups of {attribute}: gap {span(gap, confidence)}, adjusted p = {gap['p_holm']:.3g}; "
+                f"furthest apart are {low} (lower) and {high} (higher)."
+            )
+            found.append(verdict("gap", text, label=label, attribute=attribute, metric=metric, **_numbers(gap), **where))
+    return found
+
+
+def evidence_verdicts(label: str, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Groups with too few patients to say anything about AUC, TPR or FPR; the missing are not a group."""
+    found = []
+    for attribute, item in attributes.items():
+        for group, row in item["groups"].items():
+            lacking = [metric for metric in EVIDENCE if row[metric]["value"] is None]
+            if not lacking or row.get("missing"):
+                continue
+            words = ", ".join(WORDS[metric] for metric in lacking)
+            text = (
+                f"{label}: insufficient evidence on {words} for {attribute} = {group} "
+                f"({row['n_patients']} patients, {row['n']} rows, {row['n_positive']} positive): {row[lacking[0]]['reason']}."
+            )
+            found.append(verdict("insufficient_evidence", text, label=label, attribute=attribute, group=group, metric=lacking[0]))
+    return found
+
+
+def _threshold_verdicts(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for label, item in labels.items():
+        threshold = item["threshold"]
+        if threshold["source"] == "default" and threshold["n"] == 0 and "no validation rows" in (threshold["note"] or ""):
+            text = (
+                f"{label}: there are no validation rows to choose a threshold on, so decisions are made at {threshold['value']:g}; "
+                "rates at this threshold may be far from those at the operating point that would be used."
+            )
+            found.append(verdict("threshold_on_test", text, label=label, value=threshold["value"]))
+    return found
+
+
+def levelling_down(run: str, reference: str, label: str, attribute: str, changes: Mapping[str, Any], lower_is_better: frozenset[str]) -> list[dict[str, Any]]:
+    """Groups that got worse than under the reference: an adverse paired change whose interval excludes 0.
+
+    Args:
+        run, reference: names of the two runs.
+        label, attribute: where.
+        changes: group -> metric -> ``{value, lower, upper, …}``.
+        lower_is_better: metrics whose increase is adverse.
+    """
+    found = []
+    for group, metrics in changes.items():
+        for metric in EVIDENCE:
+            change = metrics[metric]
+            if change["value"] is None or change["lower"] is None:
+                continue
+            adverse = change["lower"] > 0 if metric in lower_is_better else change["upper"] < 0
+            if adverse:
+                text = f"{run}: {group} ({attribute}) does worse on {label} than under {reference}: {WORDS[metric]} changed by {span(change)}."
+                found.append(
+                    verdict("levelling_down", text, run=run, label=label, attribute=attribute, group=group, metric=metric, **_numbers(change))
+                )
+    return found
+
+
+def span(estimate: Mapping[str, Any], confidence: float = 0.95) -> str:
+    """``0.12 (95% interval 0.03 to 0.21)``.
+
+    Example:
+        >>> span({"value": 0.123, "lower": 0.03, "upper": 0.21})
+        '0.123 (95% interval 0.030 to 0.210)'
+    """
+    if estimate["lower"] is None or estimate["upper"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} ({confidence:.0%} interval {estimate['lower']:.3f} to {estimate['upper']:.3f})"
+
+
+def _numbers(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: estimate[name] for name in ("value", "lower", "upper")}
