@@ -30,6 +30,14 @@ class Picture:
     title: str
     svg: Any
     caption: str
+    width: int = 0
+
+
+def picture(title: str, svg: str, caption: str) -> Picture:
+    """A picture from figures.py, which escapes every text it writes."""
+    from markupsafe import Markup
+
+    return Picture(title, Markup(svg), caption, figures.width_of(svg))
 
 
 def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str, str]) -> dict[str, Any]:
@@ -80,7 +88,11 @@ def verdict_boxes(verdicts: Sequence[Json], none: str) -> dict[str, Any]:
     shown = found[:MOST_BOXES] + (open_boxes if len(open_boxes) <= room else open_boxes[:1])
     folded = [box for box in boxes if not any(box is other for other in shown)]
     titles = dict.fromkeys(box["title"] for box in folded)
-    return {"shown": shown, "none": none, "folded": [{"title": title, "boxes": [box for box in folded if box["title"] == title]} for title in titles]}
+    return {
+        "shown": shown,
+        "none": none,
+        "folded": [{"title": title, "boxes": [box for box in folded if box["title"] == title]} for title in titles],
+    }
 
 
 def scores_of(rows: pd.DataFrame, label: str) -> tuple[Any, Any] | None:
@@ -101,10 +113,12 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFram
     overall, sure = block["overall"], summary.confidence_of(audit)
     scores = None if rows is None else scores_of(rows, name)
     auc = overall.get("auc")
-    line = summary.joined([
-        f"AUC {words.with_interval(auc, sure)}" if words.estimable(auc) else "AUC not estimable",
-        f"{words.count(overall.get('n_positive'))} positive of {words.count(overall.get('n'))}",
-    ])
+    line = summary.joined(
+        [
+            f"AUC {words.with_interval(auc, sure)}" if words.estimable(auc) else "AUC not estimable",
+            f"{words.count(overall.get('n_positive'))} positive of {words.count(overall.get('n'))}",
+        ]
+    )
     views = [
         _attribute_view(f"{key}-{i}", attribute, a, block, None if rows is None or scores is None else (rows, *scores))
         for i, (attribute, a) in enumerate(block["attributes"].items())
@@ -114,7 +128,7 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFram
         "id": key,
         "name": name,
         "line": line,
-        "overall": tables.overall_table(overall, shown),
+        "overall": tables.overall_table(overall, shown, sure),
         "forest": _forest(key, name, block, sure),
         "threshold": summary.threshold_text(block.get("threshold")),
         "attributes": views,
@@ -129,18 +143,28 @@ def _forest(key: str, label: str, block: Json, sure: str) -> Picture | None:
             gap = attribute["gaps"].get(metric)
             if gap is None or (metric == "equal_opportunity" and len(block["attributes"]) > 3):
                 continue
-            title = f"{name}: {_brief(metric)}"
+            title = f"{words.group_label(name, name)}: {_brief(metric)}"
             clear = gap.get("lower") is not None and gap["lower"] > 0
             points.append(figures.Point(title, gap.get("value"), gap.get("lower"), gap.get("upper"), emphasis=clear))
             numbers.append(f"{title} {words.with_interval(gap, sure) if words.estimable(gap) else 'not estimable'}")
     if not any(point.value is not None for point in points):
         return None
     svg = figures.forest(points, key=f"{key}-forest", summary=f"Gaps for {label}. {'; '.join(numbers)}.", axis="gap (0 = no difference)")
-    return Picture("Gaps between groups", _safe(svg), f"A mark is the gap, a line its {sure} interval; filled where the interval excludes 0. Every number is in the tables below.")
+    return picture(
+        "Gaps between groups",
+        svg,
+        f"A mark is the gap, a line its {sure} interval; filled where the interval excludes 0. Every number is in the tables below.",
+    )
 
 
 def _brief(metric: str) -> str:
-    return {"equalized_odds": "equalized odds", "equal_opportunity": "TPR", "fpr": "FPR", "auc": "AUC", "demographic_parity": "positive rate"}.get(metric, metric)
+    return {
+        "equalized_odds": "equalized odds",
+        "equal_opportunity": "TPR",
+        "fpr": "FPR",
+        "auc": "AUC",
+        "demographic_parity": "positive rate",
+    }.get(metric, metric)
 
 
 def _attribute_view(key: str, name: str, attribute: Json, block: Json, scored: tuple[Any, Any, Any] | None) -> dict[str, Any]:
@@ -148,7 +172,11 @@ def _attribute_view(key: str, name: str, attribute: Json, block: Json, scored: t
     main = [m for m in tables.MAIN if m in tables.metrics_of([overall, *groups.values()])]
     rest = [m for m in tables.metrics_of([overall, *groups.values()]) if m not in main]
     hint = f"{words.plural(len(groups), 'group')}"
-    hint += f"; {name} is not recorded for {words.plural(attribute['n_missing'], 'image')}, shown in a row of their own" if attribute.get("n_missing") else ""
+    hint += (
+        f"; {name} is not recorded for {words.plural(attribute['n_missing'], 'image')}, shown in a row of their own"
+        if attribute.get("n_missing")
+        else ""
+    )
     pictures = [_panels(key, name, groups, overall, main)] if len(groups) > 0 else []
     if scored is not None:
         pictures += _score_pictures(key, name, groups, block, scored)
@@ -157,9 +185,18 @@ def _attribute_view(key: str, name: str, attribute: Json, block: Json, scored: t
         "name": words.group_label(name, name),
         "hint": f"{hint}.",
         "table": tables.group_table(name, attribute, overall, main),
-        "gaps": tables.gap_table(name, attribute, [m for m in GAPS if not (m == "tpr" and "equal_opportunity" in attribute["gaps"]) and not (m == "positive_rate" and "demographic_parity" in attribute["gaps"])]),
+        "gaps": tables.gap_table(
+            name,
+            attribute,
+            [
+                m
+                for m in GAPS
+                if not (m == "tpr" and "equal_opportunity" in attribute["gaps"])
+                and not (m == "positive_rate" and "demographic_parity" in attribute["gaps"])
+            ],
+        ),
         "more": tables.group_table(name, attribute, overall, rest) if rest else None,
-        "figures": [picture for picture in pictures if picture is not None],
+        "figures": [shown for shown in pictures if shown is not None],
     }
 
 
@@ -171,8 +208,12 @@ def _panels(key: str, name: str, groups: Mapping[str, Json], overall: Json, metr
     if not panels or not any(p.value is not None for panel in panels for p in panel.points):
         return None
     said = "; ".join(f"{p.label} {panel.title} {words.number(p.value, 2) or 'not estimable'}" for panel in panels for p in panel.points)
-    svg = figures.group_panels(panels, key=f"{key}-panels", summary=f"Performance by {name}. {said}.")
-    return Picture(f"Performance by {name}", _safe(svg), "A mark is a group's value, a line its interval, the dashed rule the value over everyone.")
+    svg = figures.group_panels(panels, key=f"{key}-panels", summary=f"Performance by {words.group_label(name, name)}. {said}.")
+    return picture(
+        f"Performance by {words.group_label(name, name)}",
+        svg,
+        "A mark is a group's value, a line its interval, the dashed rule the value over everyone.",
+    )
 
 
 def _point(label: str, estimate: Json | None) -> figures.Point:
@@ -203,15 +244,19 @@ def _roc(key: str, name: str, groups: Mapping[str, Json], split: Mapping[str, tu
         g = groups[k]
         point = (g["fpr"]["value"], g["tpr"]["value"]) if words.estimable(g.get("fpr")) and words.estimable(g.get("tpr")) else None
         curves.append(figures.Curve(f"{words.group_label(name, k)}, AUC {value:.2f}", fpr, tpr, point, k in named))
-    curves = [c for c in curves if not c.emphasis] + ([c for k in groups for c in curves if c.emphasis and c.label.startswith(f"{words.group_label(name, k)}, AUC")] if few else [c for c in curves if c.emphasis])
+    curves = [c for c in curves if not c.emphasis] + (
+        [c for k in groups for c in curves if c.emphasis and c.label.startswith(f"{words.group_label(name, k)}, AUC")]
+        if few
+        else [c for c in curves if c.emphasis]
+    )
     note = "" if few else f"{len(ranked) - len(named)} further groups"
     text = "; ".join(c.label for c in curves if c.emphasis)
-    svg = figures.roc_curves(curves, key=f"{key}-roc", summary=f"ROC curves by {name}: {text}.", note=note)
+    svg = figures.roc_curves(curves, key=f"{key}-roc", summary=f"ROC curves by {words.group_label(name, name)}: {text}.", note=note)
     left_out = len(groups) - len(ranked)
     caption = "The mark on a curve is where the model is used: its threshold. Groups of one attribute share the threshold, so marks far apart are a gap in equalized odds."
     caption += f" Of {len(groups)} groups the four lowest and three highest AUC are named." if not few else ""
     caption += f" No curve for {words.plural(left_out, 'group')} without an estimable AUC." if left_out else ""
-    return Picture(f"ROC curves by {name}", _safe(svg), caption)
+    return picture(f"ROC curves by {words.group_label(name, name)}", svg, caption)
 
 
 def _distributions(key: str, name: str, split: Mapping[str, tuple[Any, Any]], block: Json) -> Picture | None:
@@ -223,28 +268,32 @@ def _distributions(key: str, name: str, split: Mapping[str, tuple[Any, Any]], bl
     medians = "; ".join(f"{g.label} median {_median(g.positive)} if positive, {_median(g.negative)} if negative" for g in shown)
     few = len(shown) <= figures.MOST_HISTOGRAMS
     draw = figures.score_histograms if few else figures.score_ranges
-    svg = draw(shown, key=f"{key}-scores", summary=f"Scores by {name}: {medians}.", threshold=cut)
-    how = "Filled, above the line: positive cases; hatched, below: negative cases, each scaled to its own peak." if few else (
-        "Square: median score of positive cases; ring: of negative ones; thick line the middle half, thin line 5% to 95%."
+    svg = draw(shown, key=f"{key}-scores", summary=f"Scores by {words.group_label(name, name)}: {medians}.", threshold=cut)
+    how = (
+        "Filled, above the line: positive cases; hatched, below: negative cases, each scaled to its own peak."
+        if few
+        else ("Square: median score of positive cases; ring: of negative ones; thick line the middle half, thin line 5% to 95%.")
     )
     left_out = len(split) - len(shown)
     how += " Dashed: the threshold." if cut is not None else ""
-    return Picture(f"Scores by {name}", _safe(svg), how + (f" Not drawn: {words.plural(left_out, 'group')} with fewer than 10 images." if left_out else ""))
+    return picture(
+        f"Scores by {words.group_label(name, name)}",
+        svg,
+        how + (f" Not drawn: {words.plural(left_out, 'group')} with fewer than 10 images." if left_out else ""),
+    )
 
 
 def _median(values: Any) -> str:
     return words.number(float(np.median(values)), 2) if len(values) else "–"
 
 
-def _safe(svg: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(svg)  # figures.py escapes every text
-
-
 def _heat(labels: Mapping[str, Json]) -> dict[str, Any]:
     over = [("", 3), *((words.group_label(name, name), width) for name, width in tables.spans(labels))]
-    return {"table": tables.heat_table(labels), "over": over, "key": ["above 0.90", "0.82 to 0.90", "0.74 to 0.82", "0.66 to 0.74", "0.58 to 0.66", "below 0.58"]}
+    return {
+        "table": tables.heat_table(labels),
+        "over": over,
+        "key": ["above 0.90", "0.82 to 0.90", "0.74 to 0.82", "0.66 to 0.74", "0.58 to 0.66", "below 0.58"],
+    }
 
 
 def _facts(audit: Json, facts: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -255,7 +304,10 @@ def _facts(audit: Json, facts: Mapping[str, str]) -> list[tuple[str, str]]:
     named = {name.lower() for name, _ in pairs}
     pairs += [(name.capitalize(), str(made[name])) for name in ("data", "model", "method", "split") if made.get(name) and name not in named]
     pairs += [("Images audited", words.count(audit["n"])), ("Patients", words.count(audit["n_patients"]))]
-    pairs += [("Labels", words.listing(list(audit["labels"]), 5)), ("Task", str(audit.get("kind", "")).replace("multilabel", "multi-label").replace("multiclass", "multi-class"))]
+    pairs += [
+        ("Labels", words.listing(list(audit["labels"]), 5)),
+        ("Task", str(audit.get("kind", "")).replace("multilabel", "multi-label").replace("multiclass", "multi-class")),
+    ]
     attributes = list(dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]))
     pairs += [("Attributes", words.listing([words.group_label(a, a) for a in attributes], 6) or "none")]
     pairs += [("Threshold rule", words.listing(list(rules)))] if rules else []
@@ -273,13 +325,13 @@ def _made(audit: Json) -> dict[str, Any]:
         f"Not estimable: a rate needs at least {patients} patients in its denominator, AUC at least {patients} of each class. Such values are neither 0 nor left out in silence; gaps are over the groups that remain.",
         "Thresholds are chosen on validation rows and applied to the audited rows, unless a banner above says otherwise.",
     ]
-    return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in _flat(made)]}
+    return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in flat(made)]}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """A nested dictionary as (path, text) pairs; lists of plain values on one line."""
     if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix} {key}".strip())]
+        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix} {key}".strip())]
     if isinstance(value, (list, tuple)):
         return [(prefix, ", ".join(map(str, value)) or "none")]
     return [(prefix, "none" if value is None else str(value))]

@@ -20,7 +20,16 @@ import numpy.typing as npt
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A6A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (8, 2)))
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.2)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1)),
+    (0, (6, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+    (0, (8, 2)),
+)
 INK, MUTED, RULE, PALE = "#1c2733", "#5b6773", "#c9d1d8", "#eef2f5"
 MOST_CURVES = len(COLOURS)
 MOST_HISTOGRAMS = 6
@@ -77,7 +86,9 @@ class Position:
     y: Point
 
 
-def forest(points: Sequence[Point], *, key: str, summary: str, axis: str, reference: float = 0.0, ends: tuple[str, str] | None = None) -> str:
+def forest(
+    points: Sequence[Point], *, key: str, summary: str, axis: str, reference: float = 0.0, ends: tuple[str, str] | None = None
+) -> str:
     """A forest plot: one row an estimate, its interval a line, the reference a dashed rule.
 
     Args:
@@ -89,7 +100,9 @@ def forest(points: Sequence[Point], *, key: str, summary: str, axis: str, refere
         ends: words for what lies left and right of the reference.
     """
     left = _label_width([p.label for p in points])
-    figure, axes = _canvas(left + 4.1, 0.29 * len(points) + (0.95 if ends else 0.75), left=left, bottom=0.68 if ends else 0.48, top=0.12, right=0.25)
+    figure, axes = _canvas(
+        left + 4.1, 0.29 * len(points) + (0.95 if ends else 0.75), left=left, bottom=0.68 if ends else 0.48, top=0.12, right=0.25
+    )
     axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
     _interval_rows(axes, points, colour=COLOURS[0])
     _limits(axes, points, reference)
@@ -106,7 +119,7 @@ def forest(points: Sequence[Point], *, key: str, summary: str, axis: str, refere
 def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
     """Measures side by side, one row a group, everyone's value as a dashed rule."""
     labels = [p.label for p in panels[0].points]
-    left, width, space = _label_width(labels), 1.75, 0.28
+    left, width, space = _label_width(labels), 2.35, 0.3
     total, height = left + len(panels) * (width + space), 0.27 * len(labels) + 0.78
     figure = _figure(total, height)
     for column, panel in enumerate(panels):
@@ -125,8 +138,8 @@ def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
 def roc_curves(curves: Sequence[Curve], *, key: str, summary: str, note: str = "") -> str:
     """ROC curves of the groups; curves without emphasis are thin and grey and share one legend entry (``note``)."""
     shown = [curve for curve in curves if curve.emphasis]
-    legend = _label_width([c.label for c in shown] + [note], most=3.2) + 0.35
-    figure, axes = _canvas(3.85 + legend, 3.75, left=0.55, bottom=0.5, top=0.15, right=legend)
+    rows = len(shown) + bool(note)
+    figure, axes = _canvas(4.5, 4.45 + 0.21 * rows, left=0.55, bottom=0.68 + 0.21 * rows, top=0.1, right=0.28)
     axes.plot([0, 1], [0, 1], color=RULE, linewidth=1)
     grey = None
     for curve in curves:
@@ -134,30 +147,32 @@ def roc_curves(curves: Sequence[Curve], *, key: str, summary: str, note: str = "
             (grey,) = axes.plot(*decimate(curve.fpr, curve.tpr, 60), color="#b4bcc4", linewidth=0.6)
     handles = []
     for i, curve in enumerate(shown):
-        colour, line, marker = COLOURS[i % MOST_CURVES], LINES[i % MOST_CURVES], MARKERS[i % MOST_CURVES]
-        (handle,) = axes.plot(*decimate(curve.fpr, curve.tpr), color=colour, linestyle=line, linewidth=1.6, marker=marker, markevery=[])
+        style = {"color": COLOURS[i % MOST_CURVES], "marker": MARKERS[i % MOST_CURVES]}
+        axes.plot(*decimate(curve.fpr, curve.tpr), color=style["color"], linestyle=LINES[i % MOST_CURVES], linewidth=1.6)
         if curve.point is not None:
-            axes.plot([curve.point[0]], [curve.point[1]], color=colour, marker=marker, markersize=7, markeredgecolor="white", linestyle="none", clip_on=False, zorder=5)
+            spot = {"markersize": 7.5, "markeredgecolor": "white", "linestyle": "none", "clip_on": False, "zorder": 5}
+            axes.plot([curve.point[0]], [curve.point[1]], **style, **spot)
+        (handle,) = axes.plot([], [], **style, linestyle=LINES[i % MOST_CURVES], linewidth=1.6, markersize=5.5)
         handles.append((handle, curve.label))
     if grey is not None:
         handles.append((grey, note))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.005)
     axes.grid(color=PALE, linewidth=0.8)
-    axes.set_xlabel("false alarms: share of negative cases called positive (FPR)", fontsize=8.5, color=MUTED)
-    axes.set_ylabel("found: share of positive cases called positive (TPR)", fontsize=8.5, color=MUTED)
-    _legend(axes, handles)
+    axes.set_xlabel("false alarms among negative cases (FPR)", fontsize=9, color=MUTED)
+    axes.set_ylabel("found among positive cases (TPR)", fontsize=9, color=MUTED)
+    _legend(axes, handles, below=True)
     return _svg(figure, key, summary)
 
 
 def score_histograms(groups: Sequence[Scores], *, key: str, summary: str, threshold: float | None = None, bins: int = 25) -> str:
     """Mirrored histograms: positive cases above the line, negative cases below, each as a share of its own cases."""
     left, row = _label_width([g.label for g in groups]), 0.78
-    total, height = left + 4.35, row * len(groups) + 0.62
+    total, height = left + 4.25, row * len(groups) + 0.62
     figure = _figure(total, height)
     edges = np.linspace(0.0, 1.0, bins + 1)
     for i, group in enumerate(groups):
-        axes = figure.add_axes((left / total, (height - 0.16 - row * (i + 1) + 0.06) / height, 4.1 / total, (row - 0.06) / height))
+        axes = figure.add_axes((left / total, (height - 0.16 - row * (i + 1) + 0.06) / height, 4.0 / total, (row - 0.06) / height))
         _frame(axes)
         for scores, sign, colour, hatch in ((group.positive, 1, COLOURS[1], None), (group.negative, -1, COLOURS[5], "////")):
             share = np.histogram(np.clip(scores, 0, 1), edges)[0] / max(len(scores), 1)
@@ -213,7 +228,16 @@ def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: s
         if y.lower is not None and y.upper is not None:
             axes.plot([x.value, x.value], [y.lower, y.upper], color=colour, linewidth=1, alpha=0.75)
         face = colour if (i // MOST_CURVES) % 2 == 0 else "white"
-        (handle,) = axes.plot([x.value], [y.value], color=colour, marker=MARKERS[i % len(MARKERS)], markersize=7.5, markerfacecolor=face, linestyle="none", zorder=5)
+        (handle,) = axes.plot(
+            [x.value],
+            [y.value],
+            color=colour,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=7.5,
+            markerfacecolor=face,
+            linestyle="none",
+            zorder=5,
+        )
         handles.append((handle, place.label))
     axes.grid(color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -246,6 +270,12 @@ def decimate(x: Array, y: Array, most: int = 200) -> tuple[Array, Array]:
     picked = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], most)).clip(0, len(x) - 1))
     picked[0], picked[-1] = 0, len(x) - 1
     return x[picked], y[picked]
+
+
+def width_of(svg: str) -> int:
+    """The width, in CSS pixels, at which a figure's text has its intended size."""
+    found = re.search(r'style="width:(\d+)px"', svg)
+    return int(found[1]) if found else 0
 
 
 def _figure(width: float, height: float) -> Any:
@@ -283,7 +313,9 @@ def _rows(axes: Any, labels: Sequence[str]) -> None:
 def _interval_rows(axes: Any, points: Sequence[Point], *, colour: str, marker: str = "o") -> None:
     for row, point in enumerate(points):
         if point.value is None:
-            axes.text(0.02, row, "not estimable", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=MUTED, style="italic")
+            axes.text(
+                0.02, row, "not estimable", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=MUTED, style="italic"
+            )
             continue
         if point.lower is not None and point.upper is not None:
             axes.plot([point.lower, point.upper], [row, row], color=colour, linewidth=1.5, solid_capstyle="butt")
@@ -299,11 +331,15 @@ def _limits(axes: Any, points: Sequence[Point], reference: float) -> None:
     axes.set_xlim(low - pad, max(high, low + 0.05) + pad)
 
 
-def _legend(axes: Any, handles: Sequence[tuple[Any, str]]) -> None:
+def _legend(axes: Any, handles: Sequence[tuple[Any, str]], *, below: bool = False) -> None:
+    """Names of the marks, beside the axes or below them; one a line, so that long names stay whole."""
     if not handles:
         return
-    labels = [_short(label, 44) for _, label in handles]
-    drawn = axes.legend([h for h, _ in handles], labels, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9, handlelength=2.6, borderaxespad=0, labelspacing=0.7)
+    inches = axes.get_position().height * axes.figure.get_figheight()
+    place = (0.0, -0.52 / inches) if below else (1.02, 1.0)
+    look = {"frameon": False, "fontsize": 9, "handlelength": 3.2, "borderaxespad": 0, "borderpad": 0, "labelspacing": 0.55}
+    labels = [_short(label, 48) for _, label in handles]
+    drawn = axes.legend([h for h, _ in handles], labels, loc="upper left", bbox_to_anchor=place, **look)
     for text in drawn.get_texts():
         text.set_parse_math(False)
         text.set_color(INK)
@@ -327,7 +363,13 @@ def _svg(figure: Any, key: str, summary: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"evenhand-{key}", "path.simplify": True, "hatch.linewidth": 0.8, "axes.unicode_minus": False}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"evenhand-{key}",
+        "path.simplify": True,
+        "hatch.linewidth": 0.8,
+        "axes.unicode_minus": False,
+    }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})

@@ -14,11 +14,11 @@ FEW_LABELS = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One heading of the summary with its sentences and its list."""
+    """One heading of the summary with its sentences and its list; a point may have a lead, set in bold."""
 
     heading: str
     texts: tuple[str, ...] = ()
-    points: tuple[str, ...] = ()
+    points: tuple[str | tuple[str, str], ...] = ()
 
 
 def confidence_of(audit: Json) -> str:
@@ -54,11 +54,15 @@ def threshold_text(threshold: Any) -> str:
         return "" if threshold is None else f"A case is called positive from a score of {words.number(threshold)} on."
     if threshold.get("value") is None:
         return f"No single threshold: {words.reason(threshold.get('note')) or 'decisions were given with the predictions'}."
-    source = {"val": "validation rows", "test": "test rows, which makes the rates look better than they are"}.get(str(threshold.get("source")), "")
+    source = {"val": "validation rows", "test": "test rows, which makes the rates look better than they are"}.get(
+        str(threshold.get("source")), ""
+    )
     rows = f"{words.count(threshold['n'])} " if threshold.get("n") is not None else ""
     chosen = f", chosen on {rows}{source}" if source else f", {threshold['source']}" if threshold.get("source") else ""
     note = f" {threshold['note']}." if threshold.get("note") else ""
-    return f"A case is called positive from a score of {words.number(threshold['value'])} on (rule: {threshold.get('rule', 'given')}{chosen}).{note}".replace("..", ".")
+    return f"A case is called positive from a score of {words.number(threshold['value'])} on (rule: {threshold.get('rule', 'given')}{chosen}).{note}".replace(
+        "..", "."
+    )
 
 
 def rates_in_words(name: str, attribute: Json) -> str:
@@ -85,7 +89,10 @@ def _who(audit: Json, facts: Mapping[str, str]) -> str:
 
 
 def _prevalences(audit: Json) -> list[str]:
-    return [f"{label}: {words.count(b['overall'].get('n_positive'))} positive of {words.count(b['overall'].get('n'))} labelled" for label, b in audit["labels"].items()]
+    return [
+        f"{label}: {words.count(b['overall'].get('n_positive'))} positive of {words.count(b['overall'].get('n'))} labelled"
+        for label, b in audit["labels"].items()
+    ]
 
 
 def _overall_few(audit: Json) -> list[str]:
@@ -103,20 +110,27 @@ def _overall_few(audit: Json) -> list[str]:
 
 
 def _overall_many(audit: Json) -> list[str]:
-    ranked = sorted((b["overall"]["auc"]["value"], label) for label, b in audit["labels"].items() if words.estimable(b["overall"].get("auc")))
+    ranked = sorted(
+        (b["overall"]["auc"]["value"], label) for label, b in audit["labels"].items() if words.estimable(b["overall"].get("auc"))
+    )
     total = len(audit["labels"])
     if not ranked:
         return [f"AUC can be estimated for none of the {total} labels."]
     text = f"AUC can be estimated for {len(ranked)} of {total} labels: from {ranked[0][0]:.2f} ({ranked[0][1]}) to {ranked[-1][0]:.2f} ({ranked[-1][1]})."
-    collapsed = [label for label, b in audit["labels"].items() if (b["overall"].get("auc") or {}).get("lower") is not None and b["overall"]["auc"]["lower"] <= 0.5]
+    collapsed = [
+        label
+        for label, b in audit["labels"].items()
+        if (b["overall"].get("auc") or {}).get("lower") is not None and b["overall"]["auc"]["lower"] <= 0.5
+    ]
     if collapsed:
         text += f" For {len(collapsed)} the interval reaches down to 0.5, a coin toss: {words.listing(collapsed)}."
     return [text]
 
 
 def _gap_sentence(gap: Json, name: str, metric: str, sure: str) -> str:
-    text = f"{words.gap_title(metric)} {words.with_interval(gap, sure)}"
-    text += f", adjusted p {_equals(gap['p_holm'])}" if gap.get("p_holm") is not None else ""
+    adjusted = f"; adjusted p {_equals(gap['p_holm'])}" if gap.get("p_holm") is not None else ""
+    text = f"{words.gap_title(metric)} {words.with_interval(gap, sure)}".removesuffix(")")
+    text += f"{adjusted})" if gap.get("lower") is not None else adjusted
     if gap.get("groups"):
         text += f", furthest apart: {' and '.join(words.group_label(name, str(key)) for key in gap['groups'])}"
     return text
@@ -127,32 +141,37 @@ def _equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _gaps_few(audit: Json) -> list[str]:
-    sure, lines = confidence_of(audit), []
+def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
+    sure = confidence_of(audit)
+    lines: list[str | tuple[str, str]] = []
     for label, block in audit["labels"].items():
         for name, attribute in block["attributes"].items():
-            lead = f"{label}, by {name}: " if len(audit["labels"]) > 1 else f"By {name}: "
-            gap, metric = next(((attribute["gaps"].get(m), m) for m in ("equalized_odds", "auc") if words.estimable(attribute["gaps"].get(m))), (None, ""))
+            lead = f"{label}, by {words.group_label(name, name)}:" if len(audit["labels"]) > 1 else f"By {words.group_label(name, name)}:"
+            gap, metric = next(
+                ((attribute["gaps"].get(m), m) for m in ("equalized_odds", "auc") if words.estimable(attribute["gaps"].get(m))), (None, "")
+            )
             if gap is None:
-                lines.append(f"{lead}no gap can be estimated; fewer than two groups have enough patients.")
+                lines.append((lead, "no gap can be estimated; fewer than two groups have enough patients."))
                 continue
-            clear = " The interval includes 0: no difference has been shown, and none excluded."
+            clear = " The interval includes 0: a difference is neither shown nor ruled out."
             if gap.get("lower") is not None and gap["lower"] > 0:
                 clear = " The interval excludes 0."
             rates = rates_in_words(name, attribute)
-            lines.append(f"{lead}{_gap_sentence(gap, name, metric, sure)}.{clear}" + (f" {rates[0].upper()}{rates[1:]}." if rates else ""))
+            shown = f" {rates[0].upper()}{rates[1:]}." if rates else ""
+            lines.append((lead, f"{_gap_sentence(gap, name, metric, sure)}.{clear}{shown}"))
     return lines or ["No attribute was given, so nothing is said about groups."]
 
 
-def _gaps_many(audit: Json) -> list[str]:
-    lines = []
+def _gaps_many(audit: Json) -> list[str | tuple[str, str]]:
+    lines: list[str | tuple[str, str]] = []
     for name in dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]):
         for metric in ("auc", "equalized_odds"):
             gaps = {label: b["attributes"][name]["gaps"].get(metric) for label, b in audit["labels"].items() if name in b["attributes"]}
             known = {label: gap for label, gap in gaps.items() if gap is not None and words.estimable(gap)}
             clear = sorted((label for label, gap in known.items() if (gap.get("lower") or 0) > 0), key=lambda label: -known[label]["value"])
             named = ": " + words.listing([f"{label} {known[label]['value']:.2f}" for label in clear]) if clear else ""
-            lines.append(f"By {name}, {words.gap_title(metric)}: estimable for {len(known)} of {len(gaps)} labels; the interval excludes 0 for {len(clear)}{named}.")
+            lead = f"By {words.group_label(name, name)}, {words.gap_title(metric)}:"
+            lines.append((lead, f"estimable for {len(known)} of {len(gaps)} labels; the interval excludes 0 for {len(clear)}{named}."))
     return lines or ["No attribute was given, so nothing is said about groups."]
 
 
@@ -166,7 +185,9 @@ def _certainty(audit: Json) -> list[str]:
     ]
     family = made.get("family") or {}
     if family.get("tests"):
-        lines.append(f"Adjusted p-values are corrected for {words.plural(family['tests'], 'test')} ({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])}).")
+        lines.append(
+            f"Adjusted p-values are corrected for {words.plural(family['tests'], 'test')} ({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])})."
+        )
     return lines
 
 
@@ -175,16 +196,22 @@ def _limits(audit: Json) -> list[str]:
     holes = tables.not_estimable(audit["labels"])
     if holes:
         groups = list(dict.fromkeys(f"{name} = {words.group_label(name, key)}" for _, name, key, _, _ in holes))
-        lines.append(f"Too few patients for at least one measure in {words.plural(len(groups), 'group')}: {words.listing(groups)}. Such cells say 'not estimable'; they are not 0 and enter no gap.")
+        lines.append(
+            f"Too few patients for at least one measure in {words.plural(len(groups), 'group')}: {words.listing(groups)}. Such cells say 'not estimable'; they are not 0 and enter no gap."
+        )
     missing = {name: a["n_missing"] for b in audit["labels"].values() for name, a in b["attributes"].items() if a.get("n_missing")}
     if missing:
-        said = words.listing([f"{name} in {words.plural(n, 'image')}" for name, n in missing.items()])
+        said = words.listing([f"{words.group_label(name, name)} in {words.plural(n, 'image')}" for name, n in missing.items()])
         lines.append(f"Not recorded: {said}. These are shown as rows of their own and enter no gap.")
     unlabelled = {label: b["overall"]["n_unlabelled"] for label, b in audit["labels"].items() if b["overall"].get("n_unlabelled")}
     if unlabelled:
-        lines.append(f"Unlabelled and therefore left out: {words.listing([f'{label} {words.count(n)}' for label, n in unlabelled.items()])}.")
+        lines.append(
+            f"Unlabelled and therefore left out: {words.listing([f'{label} {words.count(n)}' for label, n in unlabelled.items()])}."
+        )
     lines += [str(text) for text in audit.get("provenance", {}).get("warnings", [])]
-    lines.append("Why groups differ: a gap may come from the model, from the labels, or from groups that differ in age, severity or equipment.")
+    lines.append(
+        "Why groups differ: a gap may come from the model, from the labels, or from groups that differ in age, severity or equipment."
+    )
     lines.append("Anything about patients, sites or devices that are not in these data.")
     return lines
 

@@ -67,7 +67,9 @@ def estimate_cell(estimate: Json | None, digits: int = 3) -> Cell:
     if estimate.get("value") is None:
         size = [] if estimate.get("n") is None else [f"n = {words.count(estimate['n'])}"]
         said = words.reason(estimate.get("reason"))
-        return Cell("not estimable", ", ".join(part for part in [said, *([] if any(ch.isdigit() for ch in said) else size)] if part), "none")
+        return Cell(
+            "not estimable", ", ".join(part for part in [said, *([] if any(ch.isdigit() for ch in said) else size)] if part), "none"
+        )
     lower, upper = estimate.get("lower"), estimate.get("upper")
     interval = "no interval" if lower is None or upper is None else f"{words.number(lower, digits)} to {words.number(upper, digits)}"
     return Cell(words.number(estimate["value"], digits), interval)
@@ -132,10 +134,18 @@ def gap_table(name: str, attribute: Json, chosen: Sequence[str] | None = None) -
     return Table(("gap", "size and interval", "p", "p (Holm)", "lowest – highest group", "left out"), tuple(rows))
 
 
-def overall_table(overall: Json, metrics: Sequence[str]) -> Table:
-    """One row a measure, over all audited images."""
-    rows = tuple(Row(words.measure(metric).title, (estimate_cell(overall.get(metric)),)) for metric in metrics if overall.get(metric))
-    return Table(("measure", "value and interval"), rows)
+def overall_table(overall: Json, metrics: Sequence[str], confidence: str = "95%") -> Table:
+    """One row a measure, over all audited images: value and interval in columns of their own."""
+    rows = []
+    for metric in metrics:
+        if not overall.get(metric):
+            continue
+        cell, title = estimate_cell(overall[metric]), words.measure(metric).title
+        if cell.state == "none":
+            rows.append(Row(title, (), "group", f"not estimable: {cell.small}"))
+        else:
+            rows.append(Row(title, (Cell(cell.text), Cell(cell.small, "", "soft"))))
+    return Table(("measure", "value", f"{confidence} interval"), tuple(rows))
 
 
 def heat_table(labels: Mapping[str, Json], metric: str = "auc") -> Table:

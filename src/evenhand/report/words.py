@@ -34,12 +34,22 @@ MEASURES: dict[str, Measure] = {
         "Take one positive and one negative case at random: how often does the positive one get the higher score? 0.5 is a coin toss, 1 is always.",
         "P(S₁ > S₀) + ½ P(S₁ = S₀), S₁ a score given Y = 1, S₀ a score given Y = 0",
     ),
-    "average_precision": Measure("average precision", "The positive predictive value, averaged over all thresholds as more positive cases are found.", "Σₖ (Rₖ − Rₖ₋₁) Pₖ, R recall, P precision"),
+    "average_precision": Measure(
+        "average precision",
+        "The positive predictive value, averaged over all thresholds as more positive cases are found.",
+        "Σₖ (Rₖ − Rₖ₋₁) Pₖ, R recall, P precision",
+    ),
     "accuracy": Measure("accuracy", "Of all cases, the share that is classified as it truly is.", "P(D = Y)"),
-    "balanced_accuracy": Measure("balanced accuracy", "The mean of the share found among positive cases and the share left alone among negative ones.", "½ [P(D = 1 | Y = 1) + P(D = 0 | Y = 0)]"),
+    "balanced_accuracy": Measure(
+        "balanced accuracy",
+        "The mean of the share found among positive cases and the share left alone among negative ones.",
+        "½ [P(D = 1 | Y = 1) + P(D = 0 | Y = 0)]",
+    ),
     "f1": Measure("F1", "The harmonic mean of sensitivity and positive predictive value.", "2 TP / (2 TP + FP + FN)"),
     "tpr": Measure("TPR (sensitivity)", "Of the truly positive cases, the share that the model calls positive.", "P(D = 1 | Y = 1)"),
-    "fpr": Measure("FPR (false alarms)", "Of the truly negative cases, the share that the model calls positive all the same.", "P(D = 1 | Y = 0)"),
+    "fpr": Measure(
+        "FPR (false alarms)", "Of the truly negative cases, the share that the model calls positive all the same.", "P(D = 1 | Y = 0)"
+    ),
     "tnr": Measure("TNR (specificity)", "Of the truly negative cases, the share that the model calls negative.", "P(D = 0 | Y = 0)"),
     "fnr": Measure("FNR (missed)", "Of the truly positive cases, the share that the model misses.", "P(D = 0 | Y = 1)"),
     "ppv": Measure("PPV", "Of the cases the model calls positive, the share that truly is.", "P(Y = 1 | D = 1)"),
@@ -47,28 +57,64 @@ MEASURES: dict[str, Measure] = {
     "positive_rate": Measure("positive rate", "Of all cases, the share that the model calls positive.", "P(D = 1)"),
     "prevalence": Measure("prevalence", "Of all cases, the share that truly is positive.", "P(Y = 1)"),
     "brier": Measure("Brier score", "The mean squared distance between score and truth; 0 is best.", "E[(S − Y)²]"),
-    "ece": Measure("calibration error (ECE)", "How far, on average, scores lie from the share of positive cases among cases with such scores.", "Σ_b P(b) |E[Y | b] − E[S | b]|"),
-    "ece_corrected": Measure("calibration error, bias-corrected", "The calibration error after taking off what chance alone adds in small samples.", "ECE minus its expectation under perfect calibration"),
-    "calibration_slope": Measure("calibration slope", "1 is right; below 1 the scores are too extreme.", "b in logit P(Y = 1) = a + b · logit S"),
-    "calibration_intercept": Measure("calibration intercept", "0 is right; below 0 the scores are too high on average.", "a in logit P(Y = 1) = a + logit S"),
-    "log_loss": Measure("log loss", "The mean penalty for confident scores on the wrong side; 0 is best.", "−E[Y log S + (1 − Y) log(1 − S)]"),
-    "net_benefit": Measure("net benefit", "Cases found, less false alarms weighted by the odds of the threshold, per case.", "TP/n − FP/n · t/(1 − t)"),
+    "ece": Measure(
+        "calibration error (ECE)",
+        "How far, on average, scores lie from the share of positive cases among cases with such scores.",
+        "Σ_b P(b) |E[Y | b] − E[S | b]|",
+    ),
+    "ece_corrected": Measure(
+        "calibration error, bias-corrected",
+        "The calibration error after taking off what chance alone adds in small samples.",
+        "ECE minus its expectation under perfect calibration",
+    ),
+    "calibration_slope": Measure(
+        "calibration slope", "1 is right; below 1 the scores are too extreme.", "b in logit P(Y = 1) = a + b · logit S"
+    ),
+    "calibration_intercept": Measure(
+        "calibration intercept", "0 is right; below 0 the scores are too high on average.", "a in logit P(Y = 1) = a + logit S"
+    ),
+    "log_loss": Measure(
+        "log loss", "The mean penalty for confident scores on the wrong side; 0 is best.", "−E[Y log S + (1 − Y) log(1 − S)]"
+    ),
+    "net_benefit": Measure(
+        "net benefit", "Cases found, less false alarms weighted by the odds of the threshold, per case.", "TP/n − FP/n · t/(1 − t)"
+    ),
     "equalized_odds": Measure(
         "equalized odds difference",
         "The larger of two gaps: that in the share of positive cases found (TPR) and that in the share of false alarms (FPR). 0 is no difference.",
         "max over y of [max_a P(D = 1 | Y = y, A = a) − min_a P(D = 1 | Y = y, A = a)]",
         "gap",
     ),
-    "equalized_odds_mean": Measure("equalized odds, mean", "The mean of the TPR gap and the FPR gap. 0 is no difference.", "½ Σ_y [max_a P(D = 1 | Y = y, A = a) − min_a …]", "gap"),
-    "equal_opportunity": Measure("equal opportunity difference", "The gap in the share of positive cases found. 0 is no difference.", "max_a P(D = 1 | Y = 1, A = a) − min_a …", "gap"),
+    "equalized_odds_mean": Measure(
+        "equalized odds, mean",
+        "The mean of the TPR gap and the FPR gap. 0 is no difference.",
+        "½ Σ_y [max_a P(D = 1 | Y = y, A = a) − min_a …]",
+        "gap",
+    ),
+    "equal_opportunity": Measure(
+        "equal opportunity difference",
+        "The gap in the share of positive cases found. 0 is no difference.",
+        "max_a P(D = 1 | Y = 1, A = a) − min_a …",
+        "gap",
+    ),
     "demographic_parity": Measure(
         "demographic parity difference",
         "The gap in the share of all cases called positive. It is expected to differ from 0 where groups truly differ in how often they are ill.",
         "max_a P(D = 1 | A = a) − min_a P(D = 1 | A = a)",
         "gap",
     ),
-    "demographic_parity_ratio": Measure("demographic parity ratio", "The lowest share called positive divided by the highest. 1 is no difference.", "min_a P(D = 1 | A = a) / max_a P(D = 1 | A = a)", "ratio"),
-    "disparate_impact": Measure("disparate impact", "The share called positive in one group divided by that in the other. 1 is no difference.", "P(D = 1 | A = a) / P(D = 1 | A = b)", "ratio"),
+    "demographic_parity_ratio": Measure(
+        "demographic parity ratio",
+        "The lowest share called positive divided by the highest. 1 is no difference.",
+        "min_a P(D = 1 | A = a) / max_a P(D = 1 | A = a)",
+        "ratio",
+    ),
+    "disparate_impact": Measure(
+        "disparate impact",
+        "The share called positive in one group divided by that in the other. 1 is no difference.",
+        "P(D = 1 | A = a) / P(D = 1 | A = b)",
+        "ratio",
+    ),
 }
 
 VERDICTS: dict[str, tuple[str, str, str]] = {

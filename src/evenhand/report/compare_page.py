@@ -1,0 +1,283 @@
+"""What the compare page shows: runs beside each other, paired changes per group, who gained and who lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evenhand.report import figures, summary, tables, words
+from evenhand.report.audit_page import Picture, flat, picture, verdict_boxes
+
+Json = Mapping[str, Any]
+LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "ece", "ece_corrected", "log_loss"})
+NO_DIRECTION = frozenset({"positive_rate", "prevalence", "calibration_slope", "calibration_intercept"})
+CHANGES = ("auc", "tpr", "fpr", "balanced_accuracy")
+GAPS = ("auc", "equalized_odds", "demographic_parity")
+NO_VERDICT = "No verdict was raised: no group's change is clearly adverse, no run collapsed. This does not show that the runs are equally good for everyone."
+
+
+def compare_page(compare: Json) -> dict[str, Any]:
+    """Everything the compare template prints, from the comparison's dictionary."""
+    labels = [_label_view(f"label-{i}", name, block, compare) for i, (name, block) in enumerate(compare["labels"].items())]
+    many = len(labels) > summary.FEW_LABELS
+    contents = [("summary", "Summary"), ("verdicts", "Verdicts"), ("runs", "Runs")]
+    contents += [("labels", "Each label")] if many else [(label["id"], label["name"]) for label in labels]
+    measured = dict.fromkeys([*_metrics(compare, "overall"), *GAPS])
+    return {
+        "summary": _summary(compare),
+        "verdicts": verdict_boxes(compare.get("verdicts", []), NO_VERDICT),
+        "facts": _facts(compare),
+        "labels": labels,
+        "many": many,
+        "definitions": [words.measure(name) for name in measured],
+        "made": _made(compare),
+        "contents": [*contents, ("definitions", "Definitions"), ("made", "How it was made")],
+    }
+
+
+def direction(metric: str, change: Json | None) -> str:
+    """'gained', 'lost', or '' where the interval of a change includes 0 or the measure has no better side.
+
+    Example:
+        >>> direction("auc", {"value": 0.05, "lower": 0.01, "upper": 0.09})
+        'gained'
+        >>> direction("fpr", {"value": 0.05, "lower": 0.01, "upper": 0.09})
+        'lost'
+        >>> direction("auc", {"value": 0.05, "lower": -0.01, "upper": 0.11})
+        ''
+    """
+    if change is None or change.get("lower") is None or change.get("upper") is None or metric in NO_DIRECTION:
+        return ""
+    if change["lower"] <= 0 <= change["upper"]:
+        return ""
+    return "gained" if (change["lower"] > 0) != (metric in LOWER_IS_BETTER) else "lost"
+
+
+def _label_view(key: str, name: str, block: Json, compare: Json) -> dict[str, Any]:
+    runs = [run["name"] for run in compare["runs"]]
+    views = [_attribute_view(f"{key}-{i}", a, view, block, compare) for i, (a, view) in enumerate(block["attributes"].items())]
+    first = block["overall"].get(compare["reference"], {}).get("auc")
+    return {
+        "id": key,
+        "name": name,
+        "line": f"AUC of {compare['reference']}: {words.number((first or {}).get('value'), 2) or 'not estimable'}",
+        "overall": _overall(runs, block, compare["reference"]),
+        "gaps": _gaps(runs, block),
+        "attributes": views,
+    }
+
+
+def _overall(runs: Sequence[str], block: Json, reference: str) -> tables.Table:
+    """One row a run: overall measures with intervals and SD over seeds, and the paired change in AUC."""
+    metrics = [m for m in (*tables.MAIN, "balanced_accuracy", "brier") if any(m in block["overall"].get(run, {}) for run in runs)]
+    changes = block.get("overall_changes", {})
+    rows = []
+    for run in runs:
+        cells = [_seed_cell(block["overall"].get(run, {}).get(metric)) for metric in metrics]
+        rows.append(tables.Row(run, (*cells, _change_cell("auc", changes.get(run, {}).get("auc"), run == reference)), "run"))
+    return tables.Table(("run", *(words.measure(m).title for m in metrics), "change in AUC"), tuple(rows))
+
+
+def _gaps(runs: Sequence[str], block: Json) -> tables.Table | None:
+    """One row a run and attribute: gaps beside the overall AUC, and the paired change of the equalized odds difference."""
+    rows = []
+    for name, attribute in block["attributes"].items():
+        metrics = [m for m in GAPS if any(m in attribute["gaps"].get(run, {}) for run in runs)]
+        for run in runs:
+            auc = _seed_cell(block["overall"].get(run, {}).get("auc"))
+            cells = [_seed_cell(attribute["gaps"].get(run, {}).get(metric)) for metric in GAPS]
+            change = attribute.get("gap_changes", {}).get(run, {})
+            paired = [_change_cell(metric, change.get(metric), not change, smaller=True) for metric in ("auc", "equalized_odds")]
+            if metrics:
+                rows.append(tables.Row(f"{words.group_label(name, name)}: {run}", (auc, *cells, *paired), "run"))
+    columns = ("attribute: run", "overall AUC", *(words.gap_title(m) for m in GAPS), "change in AUC gap", "change in equalized odds")
+    return tables.Table(columns, tuple(rows)) if rows else None
+
+
+def _attribute_view(key: str, name: str, attribute: Json, block: Json, compare: Json) -> dict[str, Any]:
+    title = words.group_label(name, name)
+    pictures = [_tradeoff(key, name, attribute, block, compare), _changes_forest(key, name, attribute, compare)]
+    return {
+        "id": key,
+        "name": title,
+        "levels": _levels(name, attribute, compare),
+        "changes": _changes(name, attribute),
+        "sentences": gained_and_lost(name, attribute),
+        "figures": [shown for shown in pictures if shown is not None],
+    }
+
+
+def gained_and_lost(name: str, attribute: Json) -> list[tuple[str, str]]:
+    """For each run: which groups gained and which lost, in any measure whose interval excludes 0."""
+    lines = []
+    for run, groups in attribute.get("changes", {}).items():
+        found: dict[str, list[str]] = {"gained": [], "lost": []}
+        for group, metrics in groups.items():
+            for metric, change in metrics.items():
+                side = direction(metric, change)
+                if side:
+                    sign = "+" if change["value"] > 0 else ""
+                    title = words.measure(metric).title.split(" (")[0]
+                    found[side].append(f"{words.group_label(name, group)} ({title} {sign}{words.number(change['value'])})")
+        text = "; ".join(f"{side}: {words.listing(who, 6)}" for side, who in found.items() if who)
+        lines.append((f"{run}:", text or "no group's change is clearly different from 0"))
+    return lines
+
+
+def _changes(name: str, attribute: Json) -> tables.Table | None:
+    """One row a run and group: paired change of each measure."""
+    changes = attribute.get("changes", {})
+    found = [m for m in CHANGES if any(m in metrics for groups in changes.values() for metrics in groups.values())]
+    rows = [
+        tables.Row(f"{run}: {words.group_label(name, group)}", tuple(_change_cell(m, metrics.get(m)) for m in found), "run")
+        for run, groups in changes.items()
+        for group, metrics in groups.items()
+    ]
+    return tables.Table(("run: group", *(f"change in {words.measure(m).title.split(' (')[0]}" for m in found)), tuple(rows)) if rows else None
+
+
+def _levels(name: str, attribute: Json, compare: Json) -> tables.Table:
+    """One row a group, one column a run: AUC with interval and SD over seeds."""
+    runs = [run["name"] for run in compare["runs"]]
+    rows = [
+        tables.Row(words.group_label(name, key), tuple(_seed_cell(group.get(run, {}).get("auc")) for run in runs))
+        for key, group in attribute["groups"].items()
+    ]
+    return tables.Table(("group", *runs), tuple(rows))
+
+
+def _tradeoff(key: str, name: str, attribute: Json, block: Json, compare: Json) -> Picture | None:
+    title, sure, places, said = words.group_label(name, name), summary.confidence_of(compare), [], []
+    for run in (r["name"] for r in compare["runs"]):
+        gap, auc = attribute["gaps"].get(run, {}).get("equalized_odds"), block["overall"].get(run, {}).get("auc")
+        if gap is None or auc is None or not words.estimable(gap) or not words.estimable(auc):
+            continue
+        places.append(figures.Position(run, _point(run, gap), _point(run, auc)))
+        said.append(f"{run}: AUC {words.with_interval(auc, sure)}, gap {words.with_interval(gap, sure)}")
+    if not places:
+        return None
+    text = f"Overall AUC against equalized odds difference by {title}. {'; '.join(said)}."
+    axes = {"x_axis": f"equalized odds difference by {title}", "y_axis": "overall AUC"}
+    svg = figures.tradeoff(places, key=f"{key}-tradeoff", summary=text, **axes)
+    caption = f"Up is better overall, left is a smaller gap; lines are {sure} intervals. A run far left but low has a small gap because it is poor for everyone."
+    return picture(f"Overall AUC against the gap by {title}", svg, caption)
+
+
+def _changes_forest(key: str, name: str, attribute: Json, compare: Json) -> Picture | None:
+    title, sure = words.group_label(name, name), summary.confidence_of(compare)
+    points = [
+        figures.Point(
+            f"{run}: {words.group_label(name, group)}",
+            *(metrics["auc"].get(part) for part in ("value", "lower", "upper")),
+            emphasis=bool(direction("auc", metrics["auc"])),
+        )
+        for run, groups in attribute.get("changes", {}).items()
+        for group, metrics in groups.items()
+        if metrics.get("auc")
+    ]
+    if not any(point.value is not None for point in points):
+        return None
+    said = "; ".join(f"{p.label} {words.number(p.value) or 'not estimable'}" for p in points)
+    look = {"axis": f"change in AUC against {compare['reference']}", "ends": ("worse", "better")}
+    svg = figures.forest(points, key=f"{key}-changes", summary=f"Change in AUC by {title}: {said}.", **look)
+    return picture(f"Who gained, who lost: AUC by {title}", svg, f"Same patients in both runs; lines are {sure} intervals; filled where the interval excludes 0.")
+
+
+def _point(label: str, estimate: Json) -> figures.Point:
+    return figures.Point(label, estimate.get("value"), estimate.get("lower"), estimate.get("upper"))
+
+
+def _seed_cell(estimate: Json | None) -> tables.Cell:
+    """Value, interval, and the SD over seeds where there are several."""
+    cell = tables.estimate_cell(estimate)
+    spread = (estimate or {}).get("sd_over_seeds")
+    return tables.Cell(cell.text, f"{cell.small}; SD {words.number(spread)}", cell.state) if cell.state == "ok" and spread is not None else cell
+
+
+def _change_cell(metric: str, change: Json | None, reference: bool = False, *, smaller: bool = False) -> tables.Cell:
+    """A paired change with its interval, and a mark and a word where the interval excludes 0."""
+    if reference and not change:
+        return tables.Cell("reference", "", "soft")
+    cell = tables.estimate_cell(change)
+    if cell.state != "ok" or change is None:
+        return cell
+    text = f"{'+' if change['value'] > 0 else ''}{cell.text}"
+    side = direction("fpr" if smaller else metric, change)
+    word = {"gained": ("smaller" if smaller else "better", "▲", "up"), "lost": ("larger" if smaller else "worse", "▼", "down")}.get(side)
+    return tables.Cell(f"{word[1]} {text}", f"{cell.small}, {word[0]}", word[2]) if word else tables.Cell(text, cell.small)
+
+
+def _metrics(compare: Json, part: str) -> tuple[str, ...]:
+    return tables.metrics_of(metrics for block in compare["labels"].values() for metrics in block[part].values())
+
+
+def _summary(compare: Json) -> list[summary.Item]:
+    sure, reference = summary.confidence_of(compare), compare["reference"]
+    others = [run["name"] for run in compare["runs"] if run["name"] != reference]
+    who = f"{words.plural(compare['n'], 'image')} of {words.plural(compare['n_patients'], 'patient')}, the same for every run."
+    what = f"{words.listing(others, 6)} against {reference}." if others else f"{reference} alone."
+    times = compare.get("provenance", {}).get("bootstrap")
+    certainty = (
+        f"Ranges are {sure} intervals from resampling patients{f' {words.count(times)} times' if times else ''}; changes are paired, patient by patient. "
+        "SD is the spread over seeds: how much training alone moves a number."
+    )
+    return [
+        summary.Item("What was compared", (who, what)),
+        summary.Item("Overall and gap", (), tuple(_overall_points(compare))),
+        summary.Item("Who gained, who lost", (), tuple(_gain_points(compare))),
+        summary.Item("How sure this is", (certainty,)),
+        summary.Item(
+            "What cannot be said",
+            ("A change whose interval includes 0 is neither shown nor ruled out. A smaller gap is no gain for anyone if it comes from a group that got worse.",),
+        ),
+    ]
+
+
+def _overall_points(compare: Json) -> list[tuple[str, str]]:
+    if len(compare["labels"]) > summary.FEW_LABELS:
+        return [("All labels:", f"{len(compare['labels'])} labels; open each one below.")]
+    points = []
+    for label, block in compare["labels"].items():
+        for run in (r["name"] for r in compare["runs"]):
+            auc = block["overall"].get(run, {}).get("auc")
+            gaps = [
+                f"{words.number(gap['value'], 2)} by {words.group_label(name, name)}"
+                for name, attribute in block["attributes"].items()
+                if words.estimable(gap := attribute["gaps"].get(run, {}).get("equalized_odds"))
+            ]
+            text = f"AUC {words.with_interval(auc, summary.confidence_of(compare))}" if words.estimable(auc) else "AUC not estimable"
+            lead = f"{run}:" if len(compare["labels"]) == 1 else f"{label}, {run}:"
+            points.append((lead, f"{text}; equalized odds difference {words.listing(gaps, 6) or 'not estimable'}."))
+    return points
+
+
+def _gain_points(compare: Json) -> list[tuple[str, str]]:
+    """Gains and losses per attribute; with many labels only how many there are."""
+    points, counts = [], {"gained": 0, "lost": 0}
+    for label, block in compare["labels"].items():
+        for name, attribute in block["attributes"].items():
+            lead = f"by {words.group_label(name, name)}, " if len(compare["labels"]) == 1 else f"{label}, by {words.group_label(name, name)}, "
+            points += [(lead[0].upper() + lead[1:] + run, f"{text}.") for run, text in gained_and_lost(name, attribute)]
+            for groups in attribute.get("changes", {}).values():
+                for metrics in groups.values():
+                    for metric, change in metrics.items():
+                        side = direction(metric, change)
+                        counts[side] = counts[side] + 1 if side else counts.get(side, 0)
+    if len(points) > 12:
+        return [("Group measures:", f"{counts['gained']} clearly better, {counts['lost']} clearly worse; see each attribute below.")]
+    return points or [("", "There is one run only, so nothing changed.")]
+
+
+def _facts(compare: Json) -> list[tuple[str, str]]:
+    seeds = {run["name"]: run.get("seeds", []) for run in compare["runs"]}
+    pairs = [("Reference", compare["reference"]), ("Images", words.count(compare["n"])), ("Patients", words.count(compare["n_patients"]))]
+    return pairs + [(f"Run {name}", f"{words.plural(len(found), 'seed')}: {', '.join(map(str, found))}" if found else "one run") for name, found in seeds.items()]
+
+
+def _made(compare: Json) -> dict[str, Any]:
+    paragraphs = [
+        "A run's number is the mean over its seeds; its interval resamples patients and takes that mean anew each time. SD over seeds stands beside it.",
+        "A change is a run minus the reference on the same patients; its interval comes from resampling these patients for both at once.",
+        "Levelling down: a group's paired change is adverse and its interval excludes 0. Collapsed: the overall AUC's lower bound is at or below 0.5, or nearly all cases get the same decision.",
+    ]
+    return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in flat(compare.get("provenance", {}))]}
