@@ -7,7 +7,6 @@ the package and those of ``--config-dir``. Hydra composes them; every message of
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -237,12 +236,25 @@ def _composed(kind: type, choices: dict[str, str], config_dir: str | Path | None
         folder = Path(config_dir).resolve().as_posix().replace("'", "\\'")
         overrides.append(f"hydra.searchpath=['file://{folder}']")
     try:
-        with hydra.initialize_config_dir(str(PRESETS), version_base="1.3"), _registered(kind):
+        with _own_hydra(), hydra.initialize_config_dir(str(PRESETS), version_base="1.3"), _registered(kind):
             config = hydra.compose("evenhand_root", overrides=overrides)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(reworded(error, {option.name: option for option in list_options(kind)})) from None
     OmegaConf.set_struct(config, True)
     return config
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra is one object a process: an application that uses it finds it as it was."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 @contextmanager
@@ -252,7 +264,7 @@ def _registered(kind: type) -> Iterator[None]:
 
     store = ConfigStore.instance()
     before = store.repo
-    store.repo = copy.deepcopy({name: node for name, node in before.items() if name.startswith(("hydra", "_dummy"))})
+    store.repo = {name: node for name, node in before.items() if name.startswith(("hydra", "_dummy"))}
     groups = groups_of(kind)
     defaults: list[Any] = ["evenhand_schema", "_self_"]
     defaults += [{group: "linear_probe" if group == "method" else None} for group in groups]
@@ -281,13 +293,15 @@ def reworded(error: Exception, options: dict[str, Option]) -> str:
     if value and name:
         kind = options[name].kind if name in options else "value of the right type"
         return f"{where}{name} is {value[1]!r}, but must be: {kind}"
-    missing = re.search(r"Could not find '([^']+)'", text)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if missing:
         group, _, preset = missing[1].rpartition("/")
         return f"{where}no preset '{preset}' of '{group}'{nearest(preset, list_presets(group)) or _listed(list_presets(group))}"
     interpolation = re.search(r"Interpolation (?:key )?'?(\S+?)'? ", text)
     if interpolation:
         return f"{where}{name or 'a value'} refers to '{interpolation[1]}', which is not an option"
+    if "Merge error" in text:
+        return f"{where}the preset cannot be read (it must hold NAME: VALUE pairs)"
     first = " ".join(line.strip() for line in text.splitlines()[:2] if not line.startswith("In '"))
     return f"{where}the preset cannot be read ({first})"
 

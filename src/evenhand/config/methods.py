@@ -15,12 +15,12 @@ class LinearProbeConfig(MethodConfig):
     """Logistic regression on frozen embeddings."""
 
     name: str = opt("linear_probe", "registry name of the method")
-    l2: float = opt(1e-3, "L2 strength: mean loss + l2/2 * ||w||^2 on standardised embeddings, intercept not penalised")
+    l2: float = opt(1e-3, "L2 strength: mean loss + l2/2 * ||w||^2 on standardised embeddings, intercept not penalised", low=0)
     standardize: bool = opt(True, "scale embeddings to zero mean and unit variance on the training rows")
     solver: str = opt("lbfgs", "lbfgs: logistic loss; ridge: least squares in closed form", choices=("lbfgs", "ridge"))
     class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
     max_iter: int = opt(1000, "most L-BFGS iterations", "iterations")
-    tol: float = opt(1e-6, "stop when the largest absolute gradient entry is below this")
+    tol: float = opt(1e-6, "stop when the largest absolute gradient entry is below this", low=0)
 
 
 @dataclass
@@ -36,9 +36,9 @@ class FinetuneConfig(MethodConfig):
 class _GroupedConfig(MethodConfig):
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     scope: str = opt("head", "head: on frozen embeddings, seconds; full: the whole network", choices=SCOPES)
-    l2: float = opt(1e-3, "scope=head: L2 strength on standardised embeddings")
+    l2: float = opt(1e-3, "scope=head: L2 strength on standardised embeddings", low=0)
     max_iter: int = opt(1000, "scope=head: most iterations", "iterations")
-    tol: float = opt(1e-6, "scope=head: gradient tolerance")
+    tol: float = opt(1e-6, "scope=head: gradient tolerance", low=0)
 
 
 @dataclass
@@ -60,9 +60,10 @@ class GroupDROConfig(_GroupedConfig):
     """Minimise the worst group x label cell's loss (Sagawa et al., ICLR 2020)."""
 
     name: str = opt("group_dro", "registry name of the method")
-    step_size: float = opt(0.01, "step of the exponentiated group weights (authors' default 0.01)")
-    adjustment: float = opt(0.0, "generalisation adjustment C / sqrt(n_g)")
+    step_size: float = opt(0.01, "step of the exponentiated group weights (authors' default 0.01)", low=0)
+    adjustment: float = opt(0.0, "generalisation adjustment C / sqrt(n_g)", low=0)
     cells: str = opt("group_label", "what competes", choices=("group_label", "group"))
+    gap_tol: float = opt(1e-3, "scope=head: stop when the worst cell's loss is provably within this of the best possible")
 
 
 @dataclass
@@ -73,8 +74,9 @@ class DFRConfig(MethodConfig):
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     scope: str = opt("head", "features of the frozen encoder (head) or of a fine-tuned one (full)", choices=SCOPES)
     held_out: str = opt("val", "rows the head is refitted on: val (published) or a share of train", choices=("val", "train"))
-    n_models: int = opt(10, "balanced subsets whose heads are averaged (published: 10)")
-    l2: float = opt(1e-2, "L2 strength on standardised embeddings")
+    share: float = opt(0.2, "held_out=train: share of the training patients", "share")
+    n_models: int = opt(10, "balanced subsets whose heads are averaged (published: 10)", low=1)
+    l2: float = opt(1e-2, "L2 strength on standardised embeddings", low=0)
 
 
 @dataclass
@@ -83,9 +85,9 @@ class EOHeadConfig(MethodConfig):
 
     name: str = opt("eo_head", "registry name of the method")
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
-    strength: float = opt(1.0, "weight of the penalty")
+    strength: float = opt(1.0, "weight of the penalty", low=0)
     pairs: str = opt("max", "more than two groups: worst pair or mean over pairs", choices=("max", "mean"))
-    l2: float = opt(1e-3, "L2 strength on standardised embeddings")
+    l2: float = opt(1e-3, "L2 strength on standardised embeddings", low=0)
     max_iter: int = opt(500, "most L-BFGS iterations", "iterations")
 
 
@@ -96,7 +98,7 @@ class LEACEConfig(MethodConfig):
     name: str = opt("leace", "registry name of the method")
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     given_label: bool = opt(False, "erase only what the label does not explain")
-    l2: float = opt(1e-3, "L2 strength on standardised embeddings")
+    l2: float = opt(1e-3, "L2 strength on standardised embeddings", low=0)
 
 
 @dataclass
@@ -109,7 +111,7 @@ class ThresholdsConfig(MethodConfig):
                           choices=("equalized_odds", "true_positive_rate_parity", "false_positive_rate_parity", "demographic_parity"))
     objective: str = opt("balanced_accuracy_score", "what is maximised under the constraint",
                          choices=("accuracy_score", "balanced_accuracy_score"))
-    l2: float = opt(1e-3, "L2 strength of the probe on standardised embeddings")
+    l2: float = opt(1e-3, "L2 strength of the probe on standardised embeddings", low=0)
 
 
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {

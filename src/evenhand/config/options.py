@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable
@@ -90,7 +91,7 @@ def kind_name(hint: Any) -> str:
 
 def section_type(schema: type, name: str) -> type | None:
     """The dataclass of one section of a schema, None where the field is an option."""
-    hint = typing.get_type_hints(schema)[name]
+    hint = _hints(schema)[name]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint
     return MethodConfig if hint is Any and name == "method" else None
@@ -109,7 +110,7 @@ def list_options(schema: type, prefix: str = "", method: type | None = None) -> 
         prefix: put before every name, for example ``"trainer."``.
         method: the method's dataclass where the schema has a method; default: the options of all methods.
     """
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     found: list[Option] = []
     for field in _fields(schema):
         section = section_type(schema, field.name)
@@ -143,6 +144,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not found:
         found = [full for full in known if full.lower() in difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1)]
     return f"; did you mean {' or '.join(repr(full) for full in found[:3])}?" if found else ""
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
 
 
 def _fields(schema: type) -> tuple[dataclasses.Field[Any], ...]:

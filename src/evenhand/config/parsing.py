@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from evenhand.config.options import Option, kind_name, strip_optional
@@ -67,6 +68,8 @@ def check_value(value: Any, option: Option) -> str:
     """What is wrong with a typed value (its choices and its range), or an empty text."""
     if value is None or (option.required and value == "???"):
         return ""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return next((text for item in value if (text := check_value(item, option))), "")
     if option.choices and value not in option.choices:
         return f"{option.name} is {value!r}, but must be one of: {', '.join(option.choices)}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -11,10 +11,17 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "share": (0, 1), "images": (1, None), "batches": (1, None), "epochs": (0, None), "iterations": (1, None),
+    "replicates": (0, None), "draws": (0, None), "patients": (1, None), "groups": (1, None), "pixels": (1, None),
+}
+"""Unit -> (lowest, highest) allowed value; ``low`` given with an option goes before it."""
 
-def opt(default: Any, help: str, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+
+def opt(default: Any, help: str, unit: str = "", choices: tuple[str, ...] = (), low: float | None = None) -> Any:
     """A dataclass field with its help text, unit and allowed values; mutable defaults are copied."""
-    metadata = {"help": help, "unit": unit, "choices": choices}
+    lowest, highest = RANGES.get(unit, (None, None))
+    metadata = {"help": help, "unit": unit, "choices": choices, "low": lowest if low is None else low, "high": highest}
     if isinstance(default, (list, dict)):
         kind = type(default)
         return field(default_factory=lambda: kind(default), metadata=metadata)
@@ -58,31 +65,31 @@ class TrainerConfig:
 
     max_epochs: int = opt(10, "passes over the training rows", "epochs")
     optimizer: str = opt("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
-    lr: Optional[float] = opt(None, "peak learning rate; default: base_lr * batch size / 256")
-    base_lr: float = opt(1e-3, "learning rate per 256 images a step, used when lr is not given")
-    min_lr: float = opt(1e-6, "floor of the cosine schedule")
-    weight_decay: float = opt(0.05, "decoupled weight decay (not on biases, norms, position embeddings)")
-    momentum: float = opt(0.9, "SGD momentum")
-    layer_decay: float = opt(1.0, "learning-rate factor per layer from the head down; 1 = off")
+    lr: Optional[float] = opt(None, "peak learning rate; default: base_lr * batch size / 256", low=0)
+    base_lr: float = opt(1e-3, "learning rate per 256 images a step, used when lr is not given", low=0)
+    min_lr: float = opt(1e-6, "floor of the cosine schedule", low=0)
+    weight_decay: float = opt(0.05, "decoupled weight decay (not on biases, norms, position embeddings)", low=0)
+    momentum: float = opt(0.9, "SGD momentum", low=0)
+    layer_decay: float = opt(1.0, "learning-rate factor per layer from the head down; 1 = off", low=0)
     schedule: str = opt("cosine", "learning-rate schedule",
                         choices=("constant", "cosine", "step", "exponential", "plateau"))
     warmup_epochs: float = opt(0.0, "warm-up", "epochs")
     warmup: str = opt("linear", "linear from 0, or constant at warmup_lr", choices=("linear", "constant"))
-    warmup_lr: float = opt(1e-6, "learning rate of a constant warm-up")
+    warmup_lr: float = opt(1e-6, "learning rate of a constant warm-up", low=0)
     step_size: int = opt(10, "epochs between drops of the step schedule", "epochs")
-    gamma: float = opt(0.1, "factor of the step, exponential and plateau schedules")
+    gamma: float = opt(0.1, "factor of the step, exponential and plateau schedules", low=0)
     plateau_patience: int = opt(5, "epochs without improvement before the plateau schedule drops", "epochs")
     label_smoothing: float = opt(0.0, "label smoothing", "share")
     class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
-    mixup: float = opt(0.0, "mixup alpha; 0 = off")
-    cutmix: float = opt(0.0, "cutmix alpha; 0 = off")
+    mixup: float = opt(0.0, "mixup alpha; 0 = off", low=0)
+    cutmix: float = opt(0.0, "cutmix alpha; 0 = off", low=0)
     random_erasing: float = opt(0.0, "probability of random erasing", "share")
     rand_augment: str = opt("", "timm RandAugment string, for example rand-m6-mstd0.5-inc1; empty = off")
-    clip_norm: float = opt(0.0, "gradient norm clipping; 0 = off")
+    clip_norm: float = opt(0.0, "gradient norm clipping; 0 = off", low=0)
     accumulate: int = opt(1, "batches per optimiser step", "batches")
     early_stopping: int = opt(0, "epochs without improvement before stopping; 0 = off", "epochs")
     monitor: str = opt("val_auc", "what picks the best epoch", choices=("val_auc", "val_loss", "last"))
-    ema_decay: float = opt(0.0, "exponential moving average of weights; 0 = off")
+    ema_decay: float = opt(0.0, "exponential moving average of weights; 0 = off", low=0)
     accelerator: str = opt("auto", "where to train", choices=("auto", "cpu", "gpu", "mps"))
     precision: str = opt("fp32", "training arithmetic", choices=("fp32", "bf16", "fp16", "auto"))
     progress: bool = opt(True, "show a progress bar")
