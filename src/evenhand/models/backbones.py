@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import timm
 import torch
 from torch import nn
 
 from evenhand.config.schema import ModelConfig
 from evenhand.errors import CheckpointError, InputError
 from evenhand.models.checkpoints import WeightSource, find_weights, load_weights
-from evenhand.models.parameters import head_prefixes, hold_frozen_norms
-from evenhand.random import derive_seed
+from evenhand.models.networks import (
+    check_input_size,
+    check_name,
+    create_network,
+    create_published,
+    forked,
+    initialise_head,
+    network_options,
+    register_architectures,
+)
+from evenhand.models.parameters import hold_frozen_norms
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +114,9 @@ class ImageClassifier(nn.Module):
                 "add the batch dimension, or divide integers by their full scale"
             )
         if images.shape[1] not in (1, self.channels):
-            raise InputError(f"images have {images.shape[1]} channels, but {self.name} takes 1 or {self.channels}; prepare them with channels=")
+            raise InputError(
+                f"images have {images.shape[1]} channels, but {self.name} takes 1 or {self.channels}; prepare them with {self.channels}"
+            )
         if tuple(images.shape[2:]) != self.input_size:
             images = nn.functional.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
         return (images - self.mean) / self.std
@@ -131,85 +137,9 @@ class ImageClassifier(nn.Module):
         return pooled
 
 
-def register_architectures() -> None:
-    """Make this package's own architectures known to timm: importing them registers them."""
-    importlib.import_module("evenhand.models.mobilenet")
-    if importlib.util.find_spec("evenhand.models.demo_encoder") is not None:
-        importlib.import_module("evenhand.models.demo_encoder.architecture")
-
-
 def bundled_folder() -> Path:
     """The folder of the bundled demo encoder's weights and config.json."""
     return Path(__file__).parent / "demo_encoder"
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that timm does not know, with the nearest ones.
-
-    Raises:
-        InputError: no such architecture.
-    """
-    architecture = name.split(".", 1)[0]
-    if timm.is_model(architecture):
-        return
-    near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists all"
-    raise InputError(f"model.name is '{name}', which timm does not know; {hint}")
-
-
-@contextmanager
-def _forked(seed: int, purpose: str) -> Iterator[None]:
-    """Draw from one named stream inside, leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model", purpose))
-        yield
-
-
-_OPTIONS = {"img_size": "input_size", "drop_path_rate": "drop_path", "drop_rate": "drop_rate", "global_pool": "global_pool"}
-
-
-def _create(name: str, n_outputs: int, options: dict[str, Any]) -> nn.Module:
-    """timm's factory, without the options of convolutional networks that have no fixed input size."""
-    try:
-        network: nn.Module = timm.create_model(name, num_classes=n_outputs, **options)
-    except TypeError as error:
-        refused = [key for key in options if f"'{key}'" in str(error)]
-        if not refused:
-            raise InputError(f"{name} cannot be built with {options} ({error})") from error
-        if refused == ["img_size"]:
-            return _create(name, n_outputs, {key: value for key, value in options.items() if key != "img_size"})
-        raise InputError(f"{name} has no option {_OPTIONS.get(refused[0], refused[0])}; leave it at its default") from error
-    except (AssertionError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be built with {options} ({str(error).splitlines()[0] if str(error) else error!r})") from error
-    return network
-
-
-def _network_options(config: ModelConfig, stored: WeightSource | None) -> dict[str, Any]:
-    """Keyword arguments of timm's factory: what the weights' folder says, then what the user says."""
-    options: dict[str, Any] = dict(stored.model_args) if stored else {}
-    pool = config.global_pool or (stored.global_pool if stored else None)
-    size = config.input_size or (stored.input_size if stored else None)
-    if pool is not None:
-        options["global_pool"] = pool
-    if size is not None:
-        options["img_size"] = tuple(size)
-    if config.drop_path:
-        options["drop_path_rate"] = config.drop_path
-    if config.drop_rate:
-        options["drop_rate"] = config.drop_rate
-    return options
-
-
-def _initialise_head(network: nn.Module, seed: int) -> None:
-    """A fresh head: weights from N(0, 0.01^2), truncated, and zero biases."""
-    heads = head_prefixes(network)
-    with _forked(seed, "head"):
-        for name, parameter in sorted(network.named_parameters()):
-            if name.startswith(heads):
-                if parameter.ndim > 1:
-                    nn.init.trunc_normal_(parameter, std=0.01)
-                elif name.endswith("bias"):
-                    nn.init.zeros_(parameter)
 
 
 def _locate(config: ModelConfig, name: str) -> WeightSource | None:
@@ -280,8 +210,11 @@ def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_hea
             f"{stored.label} is a {stored.architecture}, but model.name is {name}; set model.name={stored.architecture} or model.name=auto"
         )
     use_published = config.pretrained and stored is None
-    with _forked(seed, "network"):
-        network = _published(name, n_outputs, config) if use_published else _create(name, n_outputs, _network_options(config, stored))
+    with forked(seed, "network"):
+        if use_published:
+            network = create_published(name, n_outputs, config)
+        else:
+            network = create_network(name, n_outputs, network_options(config, stored))
     published: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
     imagenet = False
     if stored is not None:
@@ -289,17 +222,9 @@ def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_hea
     elif not use_published:
         logger.warning("%s starts from random weights: neither model.checkpoint nor model.pretrained was given", name)
     if not keep_head:
-        _initialise_head(network, seed)
+        initialise_head(network, seed)
     mean, std = _normalisation(config, stored, imagenet, published)
     source = stored.label if stored else ("timm's published weights" if use_published else "random weights")
     size = config.input_size or (stored.input_size if stored else None) or published.get("input_size", (3, 224, 224))[-2:]
+    check_input_size(network, name, size)
     return ImageClassifier(network, mean=mean, std=std, input_size=(size[0], size[1]), name=name, source=source).eval()
-
-
-def _published(name: str, n_outputs: int, config: ModelConfig) -> nn.Module:
-    """timm's published weights, with errors reworded; see `evenhand.models.hub`."""
-    from evenhand.models.hub import readable_download
-
-    options = _network_options(config, None)
-    with readable_download(f"timm's weights of {name}"):
-        return _create(name, n_outputs, {**options, "pretrained": True})

@@ -100,6 +100,8 @@ def _from_config(file: Path, label: str, said: dict[str, Any]) -> WeightSource:
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in (said.get("model_args") or {}).items()}
     for key in ("num_classes", "in_chans", "pretrained"):
         args.pop(key, None)
+    pool = said.get("global_pool") or args.get("global_pool")
+    args.pop("global_pool", None)
     size = cfg.get("input_size")
     architecture = said.get("architecture")
     if architecture is None and "architectures" in said:
@@ -111,7 +113,7 @@ def _from_config(file: Path, label: str, said: dict[str, Any]) -> WeightSource:
         input_size=(int(size[-2]), int(size[-1])) if size else None,
         mean=tuple(cfg["mean"]) if cfg.get("mean") else None,
         std=tuple(cfg["std"]) if cfg.get("std") else None,
-        global_pool=said.get("global_pool") or args.pop("global_pool", None),
+        global_pool=str(pool) if pool else None,
         model_args=args,
     )
 
@@ -181,8 +183,8 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
         if marker in text:
             name = text.split(marker, 1)[1].split()[0].strip(".,'\"`")
             return CheckpointError(
-                f"checkpoint {path.name} holds the Python object '{name}', and loading it could run code; it was refused and nothing was run. "
-                "Save only the tensors (safetensors, or torch.save of a state dictionary) and give that file"
+                f"checkpoint {path.name} holds the Python object '{name}', and loading it could run code; it was refused, nothing was run; "
+                "save only the tensors (safetensors, or torch.save of a state dictionary) and give that file"
             )
     reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), repr(error))[:160]
     return CheckpointError(
@@ -266,7 +268,9 @@ def _drop_other_norm(
         extra = [key for key in state if key.startswith("norm.")]
         return {key: value for key, value in state.items() if key not in extra}, extra
     if "norm.weight" in own and "fc_norm.weight" not in own and "fc_norm.weight" in state and "norm.weight" not in state:
-        raise CheckpointError(f"{label} was trained with average pooling (it has fc_norm), but {name} was built without; set model.global_pool=avg")
+        raise CheckpointError(
+            f"{label} was trained with average pooling (it has fc_norm), but {name} was built without; set model.global_pool=avg"
+        )
     return state, []
 
 

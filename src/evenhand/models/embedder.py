@@ -25,8 +25,11 @@ N_AGREEMENT_IMAGES = 32
 class ImageBatches(Protocol):
     """What is embedded: the part of `evenhand.methods.base.Images` that this room needs."""
 
-    shape: tuple[int, int, int]
-    fingerprint: str
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -76,7 +79,7 @@ class LocalEmbedder:
         self.device = torch.device(device) if device is not None else classifier.mean.device
         self.classifier = classifier.to(self.device).eval().requires_grad_(False)
         if _is_convolutional(classifier):
-            self.classifier.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.classifier.network.to(memory_format=torch.channels_last)
         self.precision = precision
         self.batch_size = batch_size
         self.settled: str | None = None if precision == "auto" else precision
@@ -163,7 +166,9 @@ class LocalEmbedder:
                 out[start : start + len(batch)] = self(batch).cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
         if len(bad):
-            raise RunError(f"{len(bad)} of {len(out)} embeddings are not finite (first: image {bad[0]}); try model.precision=fp32, check the weights")
+            raise RunError(
+                f"{len(bad)} of {len(out)} embeddings are not finite (first: image {bad[0]}); check the weights or set precision=fp32"
+            )
         return out
 
 

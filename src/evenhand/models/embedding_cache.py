@@ -159,7 +159,9 @@ class EmbeddingCache:
 def _agreement(said: Any) -> Agreement | None:
     if not isinstance(said, dict):
         return None
-    return Agreement(**{key: float("nan") if value is None else value for key, value in said.items()})
+    names = ("min_cosine", "max_relative_error", "spread_error")
+    numbers = {key: float("nan") if said.get(key) is None else float(said[key]) for key in names}
+    return Agreement(n_images=int(said["n_images"]), accepted=bool(said["accepted"]), **numbers)
 
 
 def _whole(images: ImageBatches) -> tuple[ImageBatches, npt.NDArray[np.int64]]:
@@ -173,14 +175,15 @@ def _whole(images: ImageBatches) -> tuple[ImageBatches, npt.NDArray[np.int64]]:
 
 def _read_shard(path: Path, dim: int) -> npt.NDArray[np.float32] | None:
     """A stored shard, memory-mapped; None where there is none."""
+    name = f"{path.parent.name}/{path.name}"
     try:
         stored: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (ValueError, EOFError) as error:
-        raise InputError(f"embedding shard {path.parent.name}/{path.name} is damaged ({error}); delete it, it will be computed again") from error
+        raise InputError(f"embedding shard {name} is damaged ({error}); delete it, it will be computed again") from error
     if stored.ndim != 2 or stored.shape[1] != dim or stored.dtype != np.float32:
-        raise InputError(f"embedding shard {path.parent.name}/{path.name} has shape {stored.shape}; delete it, it will be computed again")
+        raise InputError(f"embedding shard {name} has shape {stored.shape}; delete it, it will be computed again")
     return stored
 
 
@@ -211,7 +214,7 @@ def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         temporary = ""
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space is left for embeddings in {path.parent.parent.name}; free some and repeat, finished parts are kept") from error
+            raise DiskFullError(f"no space is left to write embeddings ({path.name}); free some and repeat, it goes on") from error
         raise
     finally:
         if temporary:

@@ -37,18 +37,21 @@ def readable_download(what: str) -> Iterator[None]:
         CheckpointError: the hub has no such repository, revision or file.
         EvenhandError: the hub cannot be reached, or refuses.
     """
-    import httpx
     from huggingface_hub import errors
 
+    # The hub's client has changed its HTTP library twice; its own error class always derives from that library's.
+    transport_error: type[BaseException] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise EvenhandError(_offline(what)) from error
         raise CheckpointError(f"{what}: the hub has no such repository or file; check the id, or log in if it is private") from error
-    except (errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError, TimeoutError) as error:
+    except (errors.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
         raise EvenhandError(_offline(what)) from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (transport_error, OSError) as error:
+        if isinstance(error, transport_error) and not isinstance(error, errors.HfHubHTTPError):
+            raise EvenhandError(_offline(what)) from error
         first = (str(error).splitlines() or [repr(error)])[0]
         raise EvenhandError(f"{what} could not be downloaded ({first}); download it elsewhere and give model.checkpoint=DIR") from error
 

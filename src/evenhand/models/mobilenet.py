@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.models import register_model
@@ -19,7 +20,6 @@ def mobilenetv1_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     if pretrained:
         raise CheckpointError("mobilenetv1_075 has no published timm weights; give them with model.checkpoint=FILE")
     overlay = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
-    network: nn.Module = _gen_mobilenet_v1(
-        "mobilenetv1_100", 0.75, pad_type="same", bn_eps=1e-3, pretrained_cfg_overlay=overlay, **kwargs
-    )
+    make: Callable[..., nn.Module] = _gen_mobilenet_v1
+    network = make("mobilenetv1_100", 0.75, pad_type="same", bn_eps=1e-3, pretrained_cfg_overlay=overlay, **kwargs)
     return network

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from evenhand.errors import InputError, MethodError
@@ -74,7 +74,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
         >>> parameter_roles(create_model("resnet18"))["layer1.0.bn1.weight"]
         'norm'
     """
-    network = _unwrap(model)
+    network: Any = _unwrap(model)
     heads, norms = head_prefixes(network), _norm_parameters(network)
     classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
     own = {id(p) for p in classifier.parameters()} if isinstance(classifier, nn.Module) else set()
@@ -105,7 +105,7 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     """
     network: Any = _unwrap(model)
     if not hasattr(network, "group_matcher"):
-        raise MethodError(f"layer-wise decay needs a network with timm's group_matcher, {type(network).__name__} has none; set layer_decay=1")
+        raise MethodError(f"layer-wise decay needs timm's group_matcher, which {type(network).__name__} lacks; set trainer.layer_decay=1")
     ids: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
     last = max(ids.values())
     return {name: ids.get(name, last) for name, _ in network.named_parameters()}
@@ -130,14 +130,16 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     network: Any = _unwrap(model)
     undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
     undecayed |= {name for name, role in parameter_roles(network).items() if role in ("position", "token", "scale")}
+    flat: Callable[..., list[dict[str, Any]]] = param_groups_weight_decay
     if layer_decay == 1.0:
         groups = [
             {**group, "lr_scale": 1.0}
-            for group in param_groups_weight_decay(network, weight_decay, no_weight_decay_list=sorted(undecayed))
+            for group in flat(network, weight_decay, no_weight_decay_list=sorted(undecayed))
         ]
     else:
         layer_ids(network)
-        groups = param_groups_layer_decay(network, weight_decay, sorted(undecayed), layer_decay=layer_decay)
+        split: Callable[..., list[dict[str, Any]]] = param_groups_layer_decay
+        groups = split(network, weight_decay, sorted(undecayed), layer_decay=layer_decay)
     if not groups:
         raise MethodError("no parameter is trainable; choose another freeze option")
     return groups
@@ -157,20 +159,20 @@ def trainable_names(model: nn.Module, freeze: str) -> set[str]:
     roles = parameter_roles(model)
     if freeze in ("norms", "all_but_norms") and "norm" not in roles.values():
         raise InputError(f"freeze is '{freeze}', but the network has no normalisation layers; use none or backbone")
-    keep = {
+    keep: dict[str, Callable[[str], bool]] = {
         "none": lambda role: True,
         "backbone": lambda role: role == "head",
         "norms": lambda role: role != "norm",
         "all_but_norms": lambda role: role in ("norm", "head"),
-    }[freeze]
-    return {name for name, role in roles.items() if keep(role)}
+    }
+    return {name for name, role in roles.items() if keep[freeze](role)}
 
 
 def freeze_parameters(model: nn.Module, freeze: str) -> list[str]:
     """Switch gradients on and off for a freeze option; returns the trainable names.
 
-    Frozen batch norms also stop updating their statistics: `hold_frozen_norms` is attached, so that ``model.train()``
-    leaves them in evaluation mode.
+    Frozen batch norms also stop updating their statistics: `ImageClassifier.train` leaves them in evaluation mode
+    (for a bare network call `hold_frozen_norms` after every ``train()``).
 
     Raises:
         InputError: see `trainable_names`.

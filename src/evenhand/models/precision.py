@@ -64,13 +64,13 @@ def measure_agreement(exact: torch.Tensor, approximate: torch.Tensor) -> Agreeme
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 instructions (AMX or AVX-512 BF16 on a CPU, compute capability 8 on an NVIDIA GPU)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    # Public only from torch 2.10 on; before that, the same facts stand under private names.
+    # Newer versions of torch list the instructions; older ones have a private function for each.
     if hasattr(torch.cpu, "get_capabilities"):
         flags = torch.cpu.get_capabilities()
-        return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("amx_tile") or flags.get("bf16"))
+        return any(bool(flags.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(bool(getattr(torch.cpu, name)()) for name in names if hasattr(torch.cpu, name))
 

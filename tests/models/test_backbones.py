@@ -1,0 +1,123 @@
+"""Any timm classifier by name: sizes, seeds, normalisation, refusals."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import timm
+import torch
+
+from evenhand.config.schema import ModelConfig
+from evenhand.errors import CheckpointError, InputError
+from evenhand.models import ImageClassifier, build_classifier, model_fingerprint
+from evenhand.models.backbones import resolve_name
+
+SMALL = "mobilenetv3_small_050"
+
+
+def small(seed=0, n_outputs=2, **options):
+    return build_classifier(ModelConfig(name=SMALL, input_size=[32, 32], **options), n_outputs, seed)
+
+
+def test_forward_is_the_network_on_normalised_images():
+    model = small(mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
+    images = torch.rand(3, 3, 32, 32)
+    by_hand = (images - torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(model(images), model.network(by_hand))
+
+
+def test_head_on_embeddings_gives_the_logits():
+    model = small()
+    images = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(model.network.get_classifier()(model.embed(images)), model(images))
+    assert model.embed(images).shape == (3, model.dim)
+    assert model.n_outputs == 2
+
+
+def test_vit_takes_its_input_size_and_repeats_grey(classifier):
+    grey = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(classifier(grey), classifier(grey.expand(-1, 3, -1, -1)))
+    model = build_classifier(ModelConfig(name="vit_tiny_patch16_224", input_size=[32, 48], drop_path=0.1, global_pool="avg"), 3, 0)
+    assert model.input_size == (32, 48)
+    assert model(torch.rand(1, 1, 64, 64)).shape == (1, 3)
+
+
+def test_same_seed_same_weights_and_global_generator_untouched():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first, second, third = small(0), small(0), small(1)
+    assert torch.equal(torch.rand(2), expected)
+    assert model_fingerprint(first) == model_fingerprint(second) != model_fingerprint(third)
+
+
+def test_seed_changes_only_the_head_where_weights_are_given(tmp_path):
+    source = small(5)
+    torch.save(source.network.state_dict(), tmp_path / "weights.pth")
+    models = [small(seed, checkpoint=str(tmp_path / "weights.pth")) for seed in (0, 1)]
+    for key, value in models[0].network.state_dict().items():
+        same = torch.equal(value, models[1].network.state_dict()[key])
+        assert same == (key != "classifier.weight"), key
+
+
+def test_unknown_name_lists_nearest():
+    with pytest.raises(InputError, match=r"'resnt18'.*resnet18") as caught:
+        build_classifier(ModelConfig(name="resnt18"), 1, 0)
+    assert caught.value.exit_code == 2
+
+
+def test_random_weights_are_said_aloud(caplog):
+    with caplog.at_level(logging.WARNING, logger="evenhand"):
+        small()
+    assert "random weights" in caplog.text
+
+
+def test_option_that_the_architecture_lacks_is_refused():
+    with pytest.raises(InputError, match="densenet121 has no option drop_path"):
+        build_classifier(ModelConfig(name="densenet121", drop_path=0.1), 1, 0)
+
+
+def test_size_that_does_not_divide_is_refused():
+    with pytest.raises(InputError, match="multiple"):
+        build_classifier(ModelConfig(name="vit_tiny_patch16_224", input_size=[40, 32]), 1, 0)
+
+
+def test_wrong_images_are_refused(classifier):
+    with pytest.raises(InputError, match="uint8"):
+        classifier(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"\(3, 32, 32\)"):
+        classifier(torch.zeros(3, 32, 32))
+    with pytest.raises(InputError, match="2 channels"):
+        classifier(torch.zeros(1, 2, 32, 32))
+
+
+def test_bad_normalisation_is_refused():
+    with pytest.raises(InputError, match="std must be positive"):
+        ImageClassifier(timm.create_model("resnet10t"), mean=(0.5,) * 3, std=(0.5, 0.0, 0.5), input_size=(32, 32), name="resnet10t")
+
+
+def test_published_weights_offline_is_one_readable_line():
+    with pytest.raises(Exception, match=r"cannot be reached and is not in the local cache") as caught:
+        build_classifier(ModelConfig(name="resnet10t", pretrained=True), 1, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_published_weights_is_said():
+    with pytest.raises(CheckpointError, match="no published"):
+        build_classifier(ModelConfig(name="mobilenetv1_075", pretrained=True), 1, 0)
+    with pytest.raises(CheckpointError, match="no published"):
+        build_classifier(ModelConfig(name="efficientnet_b8", pretrained=True), 1, 0)
+
+
+def test_auto_name_needs_a_folder_that_states_it(tmp_path):
+    with pytest.raises(CheckpointError, match=r"model\.name"):
+        resolve_name(ModelConfig(name="auto"))
+
+
+def test_keep_head_restores_a_finished_classifier(tmp_path):
+    source = small(3)
+    timm.models._hub.save_for_hf(source.network, tmp_path / "run", safe_serialization=True)
+    model = build_classifier(ModelConfig(name="auto", checkpoint=str(tmp_path / "run"), input_size=[32, 32]), 2, 0, keep_head=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), source(images))
