@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evenhand.config.compose import compose as compose
     from evenhand.data.sources.csv import prepare_csv as prepare_csv
     from evenhand.data.synthetic import make_cohort as make_cohort
-    from evenhand.evaluation.audit import audit as audit
+    from evenhand.runs.audit import audit as audit
     from evenhand.evaluation.compare import compare as compare
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
-    "audit": "evenhand.evaluation.audit",
+    "audit": "evenhand.runs.audit",
     "compare": "evenhand.evaluation.compare",
     "compose": "evenhand.config.compose",
     "evaluate": "evenhand.runs.evaluate",

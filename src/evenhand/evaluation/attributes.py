@@ -18,9 +18,7 @@ MISSING_KEY = "(missing)"
 POLICIES = ("own_group", "drop", "error")
 
 
-def audit_groups(
-    frame: pd.DataFrame, attributes: Sequence[str], bins: Mapping[str, Sequence[float]], max_groups: int
-) -> dict[str, Groups]:
+def audit_groups(frame: pd.DataFrame, attributes: Sequence[str], bins: Mapping[str, Sequence[float]], max_groups: int) -> dict[str, Groups]:
     """The groups of every attribute, joint ones included.
 
     A column with bins is cut by them; otherwise ``<attribute>__group`` is taken where the table has it, else the values
@@ -34,11 +32,7 @@ def audit_groups(
 
     Raises:
         TableError: an unknown column, no value at all, or too many groups.
-        ConfigError: bins for a column that is not among the attributes.
     """
-    unused = sorted(set(bins) - {part for name in attributes for part in name.split("*")})
-    if unused:
-        raise ConfigError(f"bins are given for '{unused[0]}', which is not among the groups ({', '.join(attributes)}); add it or leave its bins out")
     single = {part: _one(frame, part, bins) for name in attributes for part in name.split("*")}
     found = {}
     for name in attributes:
@@ -49,7 +43,9 @@ def audit_groups(
         n_groups = len(np.unique(groups.codes[groups.codes >= 0]))
         if n_groups > max_groups:
             hint = f"give bins, as {name}=0,60,200" if len(parts) == 1 and name not in bins else "use wider bins or fewer attributes"
-            raise TableError(f"attribute '{name}' has {n_groups} groups, but at most {max_groups} are allowed; {hint}, or raise --max-groups")
+            raise TableError(
+                f"attribute '{name}' has {n_groups} groups, but at most {max_groups} are allowed; {hint}, or raise --max-groups"
+            )
         found[name] = groups
     return found
 
@@ -92,5 +88,8 @@ def rows_kept(groups: Mapping[str, Groups], missing: str, n_rows: int) -> npt.ND
         absent |= item.codes < 0
     if missing == "error" and absent.any():
         lines = [f"row {row + 1}: {name} is empty" for name, item in groups.items() for row in np.flatnonzero(item.codes < 0)]
-        raise TableError(f"{int(absent.sum())} rows have a missing attribute, and missing=error refuses them; fill them in or use own_group or drop", lines)
+        raise TableError(
+            f"{int(absent.sum())} rows have a missing attribute, and missing=error refuses them; fill them in or use own_group or drop",
+            lines,
+        )
     return ~absent if missing == "drop" else np.ones(n_rows, dtype=bool)

@@ -68,7 +68,7 @@ def reason_for(metric: str, units: int, value: float, min_patients: int) -> str:
     """Why a metric is not estimable; empty where it is."""
     if units < min_patients:
         where = "of the smaller class" if metric in ("auc", "balanced_accuracy") else "in the denominator"
-        return f"{units} patients {where}, at least {min_patients} are needed"
+        return f"{units} patient{'s' * (units != 1)} {where}, at least {min_patients} are needed"
     return "" if np.isfinite(value) else "not defined on these rows"
 
 
@@ -79,7 +79,15 @@ def group_cell(question: Question, unit: npt.NDArray[np.int64], rows: npt.NDArra
 
 
 def measure(
-    cohort: Cohort, codes: npt.NDArray[np.int64], keys: Sequence[int], name: str, *, n_bootstrap: int, min_patients: int, seed: int, threads: int
+    cohort: Cohort,
+    codes: npt.NDArray[np.int64],
+    keys: Sequence[int],
+    name: str,
+    *,
+    n_bootstrap: int,
+    min_patients: int,
+    seed: int,
+    threads: int,
 ) -> list[dict[int, Measured]]:
     """Measure every group of one attribute for every label.
 
@@ -105,7 +113,10 @@ def measure(
 
     blocks = list(bootstrap_blocks(statistic, strata, n_bootstrap, seed, name, threads=threads)) if n_bootstrap else []
     return [
-        {key: _measured(cell, [block[q][key] for block in blocks], int((codes == key).sum()), min_patients) for key, cell in by_group.items()}
+        {
+            key: _measured(cell, [block[q][key] for block in blocks], int((codes == key).sum()), min_patients)
+            for key, cell in by_group.items()
+        }
         for q, by_group in enumerate(cells)
     ]
 
@@ -115,9 +126,14 @@ def _measured(cell: Cell, blocks: Sequence[dict[str, FloatArray]], n_rows: int, 
     counts = {name: cell.denominator(name) for name in METRICS}
     reasons = {name: reason_for(name, counts[name][1], values[name], min_patients) for name in METRICS}
     return Measured(
-        n=cell.n, n_positive=cell.n_positive, n_patients=cell.n_units, n_unlabelled=n_rows - cell.n, values=values,
+        n=cell.n,
+        n_positive=cell.n_positive,
+        n_patients=cell.n_units,
+        n_unlabelled=n_rows - cell.n,
+        values=values,
         replicates={name: np.concatenate([block[name] for block in blocks]) if blocks else np.zeros(0) for name in METRICS},
-        counts=counts, reasons={name: reason for name, reason in reasons.items() if reason},
+        counts=counts,
+        reasons={name: reason for name, reason in reasons.items() if reason},
     )
 
 
@@ -132,14 +148,21 @@ def average(parts: Sequence[Measured], over: str) -> Measured:
     for name in METRICS:
         lacking = [part.reasons[name] for part in parts if name in part.reasons]
         if lacking:
-            reasons[name] = f"not estimable in {len(lacking)} of {len(parts)} {over}: {lacking[0]}" if len(parts) > 1 else lacking[0]
+            reasons[name] = (
+                f"not estimable in {len(lacking)} of {len(parts)} {over}: {lacking[0]}"
+                if len(set(lacking)) > 1 or len(lacking) < len(parts)
+                else lacking[0]
+            )
     first = parts[0]
     return Measured(
-        n=first.n, n_positive=sum(part.n_positive for part in parts) if over == "classes" else first.n_positive,
-        n_patients=first.n_patients, n_unlabelled=first.n_unlabelled,
+        n=first.n,
+        n_positive=sum(part.n_positive for part in parts) if over == "classes" else first.n_positive,
+        n_patients=first.n_patients,
+        n_unlabelled=first.n_unlabelled,
         values={name: float(np.mean([part.values[name] for part in parts])) for name in METRICS},
         replicates={name: np.mean([part.replicates[name] for part in parts], axis=0) for name in METRICS},
-        counts={name: (first.counts[name][0], min(part.counts[name][1] for part in parts)) for name in METRICS}, reasons=reasons,
+        counts={name: (first.counts[name][0], min(part.counts[name][1] for part in parts)) for name in METRICS},
+        reasons=reasons,
     )
 
 

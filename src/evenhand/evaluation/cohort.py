@@ -87,7 +87,10 @@ def make_cohort(
     if all(len(np.unique(item.y_true[~np.isnan(item.y_true)])) < 2 for item in questions):
         first = questions[0].y_true
         what = "no labelled row" if np.isnan(first).all() else f"only the value {first[~np.isnan(first)][0]:g}"
-        raise TableError(f"every label has one class in the {len(first)} judged rows ('{questions[0].name}' has {what}); an audit needs cases and non-cases")
+        raise TableError(
+            f"every label has one class in the {len(first)} judged rows ('{questions[0].name}' has {what}); "
+            "an audit needs cases and non-cases"
+        )
     patient, note = _patients(frame)
     judged = {name: item.take(test) for name, item in groups.items()}
     for name, item in judged.items():
@@ -102,7 +105,8 @@ def make_cohort(
 def _one_seed(frame: pd.DataFrame) -> None:
     if "seed" in frame.columns and frame["seed"].nunique() > 1:
         raise TableError(
-            f"the table holds {frame['seed'].nunique()} seeds, so every image occurs several times; audit one seed at a time, or use `evenhand compare`"
+            f"the table holds {frame['seed'].nunique()} seeds, so every image occurs several times; "
+            "audit one seed at a time, or use `evenhand compare`"
         )
 
 
@@ -122,7 +126,9 @@ def _splits(frame: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArr
 
 def _patients(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
     if "patient_id" not in frame.columns:
-        return np.arange(len(frame)), ["no patient column: every row is taken for a patient of its own, so intervals are too narrow if patients have several images"]
+        return np.arange(len(frame)), [
+            "no patient column: every row is taken for a patient of its own, so intervals are too narrow if patients have several images"
+        ]
     ids = frame["patient_id"].astype("string").str.strip()
     empty = ids.isna() | (ids == "")
     own = pd.Series([f"\x00row {row}" for row in range(len(frame))], index=frame.index, dtype="string")
@@ -133,10 +139,11 @@ def _patients(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
 def _question(outcome: Outcome, test: npt.NDArray[np.bool_], val: npt.NDArray[np.bool_], rule: str, given: float | None) -> Question:
     truth, score = outcome.y_true[test], outcome.y_score[test]
     if outcome.decision is not None:
-        record = {"value": None, "rule": outcome.source, "source": "decisions", "n": 0, "n_positive": 0, "note": None}
+        record: dict[str, Any] = {"value": None, "rule": outcome.source, "source": "decisions", "n": 0, "n_positive": 0, "note": None}
         return Question(outcome.name, truth, score, outcome.decision[test], record)
     record = _threshold(outcome, val, rule, given)
-    return Question(outcome.name, truth, score, (score >= record["value"]).astype(float), record)
+    threshold: float = record["value"]
+    return Question(outcome.name, truth, score, (score >= threshold).astype(float), record)
 
 
 def _threshold(outcome: Outcome, val: npt.NDArray[np.bool_], rule: str, given: float | None) -> dict[str, Any]:

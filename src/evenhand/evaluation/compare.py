@@ -21,11 +21,11 @@ from evenhand.config.schema import AuditConfig
 from evenhand.errors import InputError
 from evenhand.evaluation.cells import Measured, average, measure
 from evenhand.evaluation.cohort import Cohort, make_cohort
-from evenhand.evaluation.significance import adjust, bootstrap_null, members_of, replicate_variances
+from evenhand.evaluation.significance import bootstrap_null, members_of, replicate_variances
 from evenhand.evaluation.verdicts import collapsed_verdicts, evidence_verdicts, gap_verdicts, levelling_down
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, RATIOS, Gap, all_gaps
-from evenhand.metrics.permutation import critical_value, p_value
+from evenhand.metrics.permutation import critical_value, holm, p_value
 from evenhand.metrics.rates import LOWER_IS_BETTER
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,7 +49,22 @@ class CompareResult:
 
     def to_table(self) -> pd.DataFrame:
         """One row a number: label, attribute, group, run, kind (value, gap, change, gap_change), metric and the numbers."""
-        columns = ["label", "attribute", "group", "run", "kind", "metric", "value", "lower", "upper", "sd_over_seeds", "p", "p_holm", "n", "reason"]
+        columns = [
+            "label",
+            "attribute",
+            "group",
+            "run",
+            "kind",
+            "metric",
+            "value",
+            "lower",
+            "upper",
+            "sd_over_seeds",
+            "p",
+            "p_holm",
+            "n",
+            "reason",
+        ]
         return pd.DataFrame(list(_table_rows(self.data["labels"])), columns=columns)
 
     @property
@@ -102,7 +117,13 @@ def compare(
     def cohort(name: str, number: int, frame: pd.DataFrame) -> Cohort:
         given = (thresholds or {}).get(name)
         return make_cohort(
-            frame, labels=labels, classes=classes, attributes=attributes, bins=bins or {}, missing=missing, config=config,
+            frame,
+            labels=labels,
+            classes=classes,
+            attributes=attributes,
+            bins=bins or {},
+            missing=missing,
+            config=config,
             thresholds=given[number] if given else None,
         )
 
@@ -112,16 +133,30 @@ def compare(
     measured = [_measure_run(name, seeds[name], cohorts[name], config, seed) for name in names]
     first = cohorts[names[0]][0]
     data: dict[str, Any] = {
-        "schema": SCHEMA, "kind": first.kind, "reference": names[0], "n": len(first.patient), "n_patients": first.n_patients,
-        "runs": [{"name": run.name, "n_seeds": len(run.seeds), "seeds": list(run.seeds)} for run in measured], "labels": {}, "verdicts": [],
+        "schema": SCHEMA,
+        "kind": first.kind,
+        "reference": names[0],
+        "n": len(first.patient),
+        "n_patients": first.n_patients,
+        "runs": [{"name": run.name, "n_seeds": len(run.seeds), "seeds": list(run.seeds)} for run in measured],
+        "labels": {},
+        "verdicts": [],
     }
     for label in measured[0].measured[""]:
         data["labels"][label] = _label(measured, label, list(first.groups), config)
+    _adjust(data, config.primary)
     data["verdicts"] = _verdicts(data, config)
     data["provenance"] = {
-        "package": "evenhand", "version": evenhand.__version__, "seed": seed, "bootstrap": config.bootstrap, "confidence": config.confidence,
-        "threshold": config.threshold, "min_patients": config.min_patients, "missing": missing,
-        "bins": {name: [float(edge) for edge in edges] for name, edges in (bins or {}).items()}, "family": {"metrics": list(config.primary), "method": "holm"},
+        "package": "evenhand",
+        "version": evenhand.__version__,
+        "seed": seed,
+        "bootstrap": config.bootstrap,
+        "confidence": config.confidence,
+        "threshold": config.threshold,
+        "min_patients": config.min_patients,
+        "missing": missing,
+        "bins": {name: [float(edge) for edge in edges] for name, edges in (bins or {}).items()},
+        "family": {"metrics": list(config.primary), "method": "holm"},
         "interval": "patient bootstrap of the mean over seeds, the same draws for every run; gaps: inverted studentised maximum of the bootstrap errors; "
         "changes: symmetric about the estimate",
         "notes": list(first.notes),
@@ -144,7 +179,8 @@ def _same_rows(cohorts: Mapping[str, Sequence[Cohort]]) -> None:
             if keys[name] != keys[first]:
                 common = len(set(keys[name]) & set(keys[first]))
                 raise InputError(
-                    f"run '{name}' judges other test rows than '{first}' ({len(keys[name])} and {len(keys[first])} rows, {common} in common); "
+                    f"run '{name}' judges other test rows than '{first}' ({len(keys[name])} and {len(keys[first])} rows, "
+                    f"{common} in common); "
                     "paired changes need the same rows: predict both runs on one test set"
                 )
 
@@ -152,11 +188,21 @@ def _same_rows(cohorts: Mapping[str, Sequence[Cohort]]) -> None:
 def _measure_run(name: str, seeds: tuple[int, ...], cohorts: tuple[Cohort, ...], config: AuditConfig, seed: int) -> _Run:
     found: dict[str, dict[str, dict[str, list[Measured]]]] = {}
     for cohort in cohorts:
-        tables = {"": (np.zeros(len(cohort.patient), np.int64), ("",)), **{key: (item.codes, item.keys) for key, item in cohort.groups.items()}}
+        tables = {
+            "": (np.zeros(len(cohort.patient), np.int64), ("",)),
+            **{key: (item.codes, item.keys) for key, item in cohort.groups.items()},
+        }
         for attribute, (codes, keys) in tables.items():
             wanted = [int(code) for code in np.unique(codes) if code >= 0]
             measured = measure(
-                cohort, codes, wanted, attribute, n_bootstrap=config.bootstrap, min_patients=config.min_patients, seed=seed, threads=1,
+                cohort,
+                codes,
+                wanted,
+                attribute,
+                n_bootstrap=config.bootstrap,
+                min_patients=config.min_patients,
+                seed=seed,
+                threads=1,
             )
             for question, by_code in zip(cohort.questions, measured, strict=True):
                 for code, numbers in by_code.items():
@@ -174,7 +220,11 @@ def _label(runs: Sequence[_Run], label: str, attributes: Sequence[str], config: 
         run.name: {name: _group_change(run.mean("", label)[""], runs[0].mean("", label)[""], name, config.confidence) for name in METRICS}
         for run in runs[1:]
     }
-    return {"overall": overall, "overall_changes": changes, "attributes": {name: _attribute(runs, label, name, config) for name in attributes}}
+    return {
+        "overall": overall,
+        "overall_changes": changes,
+        "attributes": {name: _attribute(runs, label, name, config) for name in attributes},
+    }
 
 
 def _row(parts: Sequence[Measured], confidence: float) -> dict[str, Any]:
@@ -182,7 +232,10 @@ def _row(parts: Sequence[Measured], confidence: float) -> dict[str, Any]:
     mean = average(parts, "seeds")
     row: dict[str, Any] = {"n": mean.n, "n_positive": mean.n_positive, "n_patients": mean.n_patients}
     for name in METRICS:
-        row[name] = {**mean.estimate(name, confidence).to_json(), **_over_seeds([part.values[name] for part in parts], name not in mean.reasons)}
+        row[name] = {
+            **mean.estimate(name, confidence).to_json(),
+            **_over_seeds([part.values[name] for part in parts], name not in mean.reasons),
+        }
     return row
 
 
@@ -200,17 +253,22 @@ def _attribute(runs: Sequence[_Run], label: str, attribute: str, config: AuditCo
         gaps[run.name], draws[run.name] = _run_gaps(run, label, attribute, means[run.name], config)
     gap_changes = {
         run.name: {
-            name: _gap_change(gaps[run.name][name], gaps[runs[0].name][name], draws[run.name].get(name), draws[runs[0].name].get(name), config.confidence)
+            name: _gap_change(
+                gaps[run.name][name], gaps[runs[0].name][name], draws[run.name].get(name), draws[runs[0].name].get(name), config.confidence
+            )
             for name in GAPS
         }
         for run in runs[1:]
     }
     return {
-        "groups": {group: {run.name: _row(run.measured[attribute][label][group], config.confidence) for run in runs} for group in reference},
+        "groups": {
+            group: {run.name: _row(run.measured[attribute][label][group], config.confidence) for run in runs} for group in reference
+        },
         "gaps": gaps,
         "changes": {
             run.name: {
-                group: {name: _group_change(means[run.name][group], reference[group], name, config.confidence) for name in METRICS} for group in reference
+                group: {name: _group_change(means[run.name][group], reference[group], name, config.confidence) for name in METRICS}
+                for group in reference
             }
             for run in runs[1:]
         },
@@ -224,7 +282,6 @@ def _run_gaps(
     """(gap JSON with the mean over seeds of each seed's gap, replicates of that mean)."""
     members, excluded = members_of(mean, replicate_variances(mean), config.confidence)
     of_means = all_gaps(members, excluded, bootstrap_null(mean, members), config.confidence)
-    adjust({(label, attribute): of_means}, config.primary)
     parts = run.measured[attribute][label]
     inside = {name: [item.group for item in found] for name, found in members.items()}
     found, draws = {}, {}
@@ -238,7 +295,9 @@ def _run_gaps(
     return found, draws
 
 
-def _gap_of(name: str, inside: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[Measured]], number: int, what: str | None) -> FloatArray:
+def _gap_of(
+    name: str, inside: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[Measured]], number: int, what: str | None
+) -> FloatArray:
     """One seed's gap, of the estimates or of every replicate."""
 
     def span(metric: str) -> FloatArray:
@@ -289,6 +348,16 @@ def _change(change: float, draws: FloatArray, confidence: float) -> dict[str, An
     return {"value": change, "lower": limits[0], "upper": limits[1], "p": p_value(abs(change), errors)}
 
 
+def _adjust(data: Mapping[str, Any], primary: Sequence[str]) -> None:
+    """Holm's correction over each run's family: primary metrics x attributes x labels."""
+    for run in data["runs"]:
+        parts = [part for item in data["labels"].values() for part in item["attributes"].values()]
+        family = [part["gaps"][run["name"]][name] for part in parts for name in primary]
+        tested = [gap for gap in family if gap["p"] is not None]
+        for gap, p in zip(tested, holm([gap["p"] for gap in tested]), strict=True):
+            gap["p_holm"] = p
+
+
 def _verdicts(data: Mapping[str, Any], config: AuditConfig) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     names = [run["name"] for run in data["runs"]]
@@ -300,7 +369,9 @@ def _verdicts(data: Mapping[str, Any], config: AuditConfig) -> list[dict[str, An
         for attribute, part in item["attributes"].items():
             for name in names[1:]:
                 found += levelling_down(name, names[0], label, attribute, part["changes"][name], LOWER_IS_BETTER)
-        sizes = {key: {"groups": {group: row[names[0]] for group, row in part["groups"].items()}} for key, part in item["attributes"].items()}
+        sizes = {
+            key: {"groups": {group: row[names[0]] for group, row in part["groups"].items()}} for key, part in item["attributes"].items()
+        }
         found += evidence_verdicts(label, sizes)
     order = ("collapsed", "levelling_down", "gap", "threshold_on_test", "insufficient_evidence")
     return sorted(found, key=lambda item: order.index(item["code"]))

@@ -21,7 +21,12 @@ from evenhand.evaluation.attributes import MISSING_KEY
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
 from evenhand.evaluation.significance import (
-    adjust, bootstrap_null, members_of, permuted_null, replicate_variances, variances_by_moments,
+    adjust,
+    bootstrap_null,
+    members_of,
+    permuted_null,
+    replicate_variances,
+    variances_by_moments,
 )
 from evenhand.evaluation.verdicts import audit_verdicts
 from evenhand.metrics.cells import METRICS
@@ -99,7 +104,14 @@ def evaluate(
     _check(config, classes)
     bins = {name: tuple(float(edge) for edge in edges) for name, edges in (bins or {}).items()}
     cohort = make_cohort(
-        predictions, labels=labels, classes=classes, attributes=attributes, bins=bins, missing=missing, config=config, thresholds=thresholds,
+        predictions,
+        labels=labels,
+        classes=classes,
+        attributes=attributes,
+        bins=bins,
+        missing=missing,
+        config=config,
+        thresholds=thresholds,
     )
     overall = _with_macro(cohort, _measure(cohort, np.zeros(len(cohort.patient), np.int64), [0], "overall", config, seed, threads))
     tables = {name: _attribute(cohort, groups, config, seed, threads) for name, groups in cohort.groups.items()}
@@ -110,7 +122,9 @@ def evaluate(
         data["labels"][label] = {
             "threshold": _threshold(cohort, label),
             "overall": row_json(overall[label][0], config.confidence),
-            "attributes": {name: _attribute_json(cohort.groups[name], tables[name][0][label], gaps[label, name], config) for name in tables},
+            "attributes": {
+                name: _attribute_json(cohort.groups[name], tables[name][0][label], gaps[label, name], config) for name in tables
+            },
         }
     data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence)
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
@@ -172,7 +186,12 @@ def _question_gaps(
     question: Question, measured: Mapping[str, Measured], groups: Groups, cohort: Cohort, config: AuditConfig, seed: int
 ) -> dict[str, Gap]:
     use = (groups.codes >= 0) & ~np.isnan(question.y_true)
-    rows = {"y_true": question.y_true[use], "y_score": question.y_score[use], "decision": question.decision[use], "unit": cohort.patient[use]}
+    rows = {
+        "y_true": question.y_true[use],
+        "y_score": question.y_score[use],
+        "decision": question.decision[use],
+        "unit": cohort.patient[use],
+    }
     codes = groups.codes[use]
     members, excluded = members_of(measured, variances_by_moments(rows, codes, groups.keys), config.confidence)
     wanted = n_permutations(cohort, config)
@@ -205,15 +224,33 @@ def _threshold(cohort: Cohort, label: str) -> dict[str, Any]:
 
 
 def _provenance(
-    frame: pd.DataFrame, cohort: Cohort, config: AuditConfig, seed: int, bins: Mapping[str, Sequence[float]], missing: str, n_tests: int, failed: int
+    frame: pd.DataFrame,
+    cohort: Cohort,
+    config: AuditConfig,
+    seed: int,
+    bins: Mapping[str, Sequence[float]],
+    missing: str,
+    n_tests: int,
+    failed: int,
 ) -> dict[str, Any]:
     hashes = pd.util.hash_pandas_object(frame.astype("string"), index=False).to_numpy()
     return {
-        "package": "evenhand", "version": evenhand.__version__, "seed": seed, "n_rows": len(frame), "n_judged": len(cohort.patient),
-        "n_dropped": cohort.n_dropped, "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
-        "threshold": config.threshold, "bootstrap": config.bootstrap, "permutations": n_permutations(cohort, config),
-        "confidence": config.confidence, "min_patients": config.min_patients, "max_groups": config.max_groups, "missing": missing,
-        "bins": {name: list(edges) for name, edges in bins.items()}, "failed_replicates": failed,
+        "package": "evenhand",
+        "version": evenhand.__version__,
+        "seed": seed,
+        "n_rows": len(frame),
+        "n_judged": len(cohort.patient),
+        "n_dropped": cohort.n_dropped,
+        "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
+        "threshold": config.threshold,
+        "bootstrap": config.bootstrap,
+        "permutations": n_permutations(cohort, config),
+        "confidence": config.confidence,
+        "min_patients": config.min_patients,
+        "max_groups": config.max_groups,
+        "missing": missing,
+        "bins": {name: list(edges) for name, edges in bins.items()},
+        "failed_replicates": failed,
         "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
         "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
         "notes": list(cohort.notes),
@@ -221,7 +258,21 @@ def _provenance(
 
 
 _TABLE_COLUMNS = [
-    "label", "attribute", "group", "kind", "metric", "value", "lower", "upper", "n", "n_positive", "p", "p_holm", "low_group", "high_group", "reason",
+    "label",
+    "attribute",
+    "group",
+    "kind",
+    "metric",
+    "value",
+    "lower",
+    "upper",
+    "n",
+    "n_positive",
+    "p",
+    "p_holm",
+    "low_group",
+    "high_group",
+    "reason",
 ]
 
 
@@ -233,7 +284,16 @@ def _table_rows(labels: Mapping[str, Any]) -> Any:
                 yield from _estimate_rows({"label": label, "attribute": attribute, "group": group}, row)
             for metric, gap in part["gaps"].items():
                 low, high = gap["groups"] or (None, None)
-                yield {"label": label, "attribute": attribute, "group": "", "kind": "gap", "metric": metric, **gap, "low_group": low, "high_group": high}
+                yield {
+                    "label": label,
+                    "attribute": attribute,
+                    "group": "",
+                    "kind": "gap",
+                    "metric": metric,
+                    **gap,
+                    "low_group": low,
+                    "high_group": high,
+                }
 
 
 def _estimate_rows(where: dict[str, str], row: Mapping[str, Any]) -> Any:

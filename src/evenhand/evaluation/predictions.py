@@ -78,7 +78,9 @@ def _read_text(file: Path, text: Sequence[str]) -> pd.DataFrame:
         raise InputError(f"{file} is not text (it has zero bytes); expected UTF-8 CSV or TSV, or a .parquet file")
     header = start.decode("utf-8", errors="replace").splitlines()[0]
     separator = max(("\t", ";", ","), key=header.count)
-    return pd.read_csv(file, sep=separator, dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    return pd.read_csv(
+        file, sep=separator, dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+    )
 
 
 def write_predictions(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -210,7 +212,9 @@ def outcomes_of(frame: pd.DataFrame, labels: Sequence[str], classes: Sequence[st
         name = f"y_pred{ending}"
         decision = binary_column(frame[name], name) if name in frame.columns and frame[name].notna().any() else None
         if decision is not None and np.isnan(decision).any():
-            raise TableError(f"column '{name}' has {int(np.isnan(decision).sum())} empty values; give a decision for every row or leave the column out")
+            raise TableError(
+                f"column '{name}' has {int(np.isnan(decision).sum())} empty values; give a decision for every row or leave the column out"
+            )
         found.append(Outcome(label, truth, score, decision, "y_pred" if decision is not None else ""))
     return ("binary" if len(found) == 1 else "multilabel"), found
 
@@ -221,7 +225,8 @@ def _class_outcomes(frame: pd.DataFrame, classes: list[str]) -> list[Outcome]:
     if not known.all():
         rows = np.flatnonzero(~known.to_numpy(bool))
         raise TableError(
-            f"column 'y_true' has {len(rows)} values that are none of the classes {', '.join(classes)}; add their score columns or correct them",
+            f"column 'y_true' has {len(rows)} values that are none of the classes {', '.join(classes)}; "
+            "add their score columns or correct them",
             [f"row {row + 1}: y_true is '{truth.iloc[row]}'" for row in rows],
         )
     score = np.stack([score_column(need_column(frame, f"y_score_{name}", "class score"), f"y_score_{name}") for name in classes], axis=1)
@@ -229,8 +234,11 @@ def _class_outcomes(frame: pd.DataFrame, classes: list[str]) -> list[Outcome]:
     chosen = frame["y_pred"].astype("string").to_numpy(object) if own else np.array(classes, dtype=object)[score.argmax(axis=1)]
     return [
         Outcome(
-            name, np.where(truth.isna(), np.nan, (truth == name).fillna(False).to_numpy(float)), score[:, j],
-            (chosen == name).astype(float), "y_pred" if own else "argmax",
+            name,
+            np.where(truth.isna(), np.nan, (truth == name).fillna(False).to_numpy(float)),
+            score[:, j],
+            (chosen == name).astype(float),
+            "y_pred" if own else "argmax",
         )
         for j, name in enumerate(classes)
     ]

@@ -41,7 +41,8 @@ def members_of(
             members[name].append(GroupValue(key, item.values[name], variances[key][name], units, rows, lower, upper))
         excluded[name] = [
             {"group": key, "reason": item.reasons.get(name, "too few patients for a variance"), "n": item.counts[name][0]}
-            for key, item in measured.items() if key not in inside
+            for key, item in measured.items()
+            if key not in inside
         ]
     return members, excluded
 
@@ -52,7 +53,11 @@ def variances_by_moments(rows: Mapping[str, Any], codes: npt.NDArray[np.int64], 
     for code, key in enumerate(keys):
         use = codes == code
         cell = make_cell(*(rows[name][use] for name in ("y_true", "y_score", "decision", "unit")))
-        found[key] = {name: float(variance[0]) for name, (_, variance) in cell.moments(METRICS).items()} if use.any() else dict.fromkeys(METRICS, np.nan)
+        found[key] = (
+            {name: float(variance[0]) for name, (_, variance) in cell.moments(METRICS).items()}
+            if use.any()
+            else dict.fromkeys(METRICS, np.nan)
+        )
     return found
 
 
@@ -67,7 +72,12 @@ def _spread(replicates: FloatArray) -> float:
 
 
 def permuted_null(
-    rows: Mapping[str, Any], codes: npt.NDArray[np.int64], members: Members, keys: Sequence[str], n_permutations: int, rng: np.random.Generator
+    rows: Mapping[str, Any],
+    codes: npt.NDArray[np.int64],
+    members: Members,
+    keys: Sequence[str],
+    n_permutations: int,
+    rng: np.random.Generator,
 ) -> dict[str, FloatArray]:
     """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both."""
     pair = rows["unit"] * len(keys) + codes
@@ -89,7 +99,9 @@ def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[s
             logs = [log_moments(np.array(item.value), np.array(item.variance), item.units) for item in inside]
             moved = [log_moments(measured[item.group].replicates[name], np.array(item.variance), item.units)[0] for item in inside]
             errors = np.array([there - float(here) for there, (here, _) in zip(moved, logs, strict=True)])
-            found["log_positive_rate"] = largest_difference(errors, np.array([np.full(errors.shape[1], float(spread)) for _, spread in logs]))
+            found["log_positive_rate"] = largest_difference(
+                errors, np.array([np.full(errors.shape[1], float(spread)) for _, spread in logs])
+            )
     return found
 
 

@@ -11,11 +11,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORDS = {
-    "auc": "AUC", "tpr": "true positive rate", "fpr": "false positive rate", "tnr": "true negative rate", "fnr": "false negative rate",
-    "ppv": "positive predictive value", "npv": "negative predictive value", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
-    "f1": "F1", "positive_rate": "rate of positive decisions", "prevalence": "prevalence", "brier": "Brier score", "log_loss": "log loss",
-    "equalized_odds": "equalized odds", "equalized_odds_mean": "equalized odds (mean)", "equal_opportunity": "equal opportunity",
-    "demographic_parity": "demographic parity", "demographic_parity_ratio": "demographic parity ratio", "disparate_impact": "disparate impact",
+    "auc": "AUC",
+    "tpr": "true positive rate",
+    "fpr": "false positive rate",
+    "tnr": "true negative rate",
+    "fnr": "false negative rate",
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "positive_rate": "rate of positive decisions",
+    "prevalence": "prevalence",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "equalized_odds": "equalized odds",
+    "equalized_odds_mean": "equalized odds (mean)",
+    "equal_opportunity": "equal opportunity",
+    "demographic_parity": "demographic parity",
+    "demographic_parity_ratio": "demographic parity ratio",
+    "disparate_impact": "disparate impact",
 }
 """Metric -> how a sentence calls it."""
 
@@ -52,10 +67,13 @@ def collapsed_verdicts(label: str, overall: Mapping[str, Any], **where: Any) -> 
     found, prefix = [], f"{where['run']}: " if "run" in where else ""
     auc, rate = overall["auc"], overall["positive_rate"]
     if auc["value"] is not None and auc["lower"] is not None and auc["lower"] <= 0.5:
-        text = f"{prefix}{label}: the scores are not shown to be better than chance: AUC {span(auc)}; small gaps of such a model mean nothing."
+        text = (
+            f"{prefix}{label}: the scores are not shown to be better than chance: AUC {span(auc)}; small gaps of such a model mean nothing."
+        )
         found.append(verdict("collapsed", text, label=label, metric="auc", **_numbers(auc), **where))
     if rate["value"] is not None and not _FEW <= rate["value"] <= _MANY:
-        text = f"{prefix}{label}: {rate['value']:.1%} of the rows get a positive decision, so nearly everybody gets the same answer; small gaps of such a model mean nothing."
+        text = f"{prefix}{label}: {rate['value']:.1%} of the rows get a positive decision, so nearly everybody gets the same answer; "
+        text += "small gaps of such a model mean nothing."
         found.append(verdict("collapsed", text, label=label, metric="positive_rate", **_numbers(rate), **where))
     return found
 
@@ -72,7 +90,8 @@ def gap_verdicts(
                 continue
             low, high = gap["groups"]
             text = (
-                f"{prefix}{label}: {WORDS[metric]} differs between groups of {attribute}: gap {span(gap, confidence)}, adjusted p = {gap['p_holm']:.3g}; "
+                f"{prefix}{label}: {WORDS[metric]} differs between groups of {attribute}: gap {span(gap, confidence)}, "
+                f"adjusted p = {gap['p_holm']:.3g}; "
                 f"furthest apart are {low} (lower) and {high} (higher)."
             )
             found.append(verdict("gap", text, label=label, attribute=attribute, metric=metric, **_numbers(gap), **where))
@@ -109,7 +128,9 @@ def _threshold_verdicts(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def levelling_down(run: str, reference: str, label: str, attribute: str, changes: Mapping[str, Any], lower_is_better: frozenset[str]) -> list[dict[str, Any]]:
+def levelling_down(
+    run: str, reference: str, label: str, attribute: str, changes: Mapping[str, Any], lower_is_better: frozenset[str]
+) -> list[dict[str, Any]]:
     """Groups that got worse than under the reference: an adverse paired change whose interval excludes 0.
 
     Args:
@@ -126,9 +147,13 @@ def levelling_down(run: str, reference: str, label: str, attribute: str, changes
                 continue
             adverse = change["lower"] > 0 if metric in lower_is_better else change["upper"] < 0
             if adverse:
-                text = f"{run}: {group} ({attribute}) does worse on {label} than under {reference}: {WORDS[metric]} changed by {span(change)}."
+                text = (
+                    f"{run}: {group} ({attribute}) does worse on {label} than under {reference}: {WORDS[metric]} changed by {span(change)}."
+                )
                 found.append(
-                    verdict("levelling_down", text, run=run, label=label, attribute=attribute, group=group, metric=metric, **_numbers(change))
+                    verdict(
+                        "levelling_down", text, run=run, label=label, attribute=attribute, group=group, metric=metric, **_numbers(change)
+                    )
                 )
     return found
 

@@ -96,8 +96,12 @@ class Gap:
         """The contract's form of a gap."""
         numbers = {"value": self.value, "lower": self.lower, "upper": self.upper, "p": self.p, "p_holm": self.p_holm}
         more = {
-            "groups": list(self.groups) if self.groups else None, "excluded": [dict(item) for item in self.excluded],
-            "n": self.n, "n_groups": self.n_groups, "ratio": self.ratio, "worst": self.worst,
+            "groups": list(self.groups) if self.groups else None,
+            "excluded": [dict(item) for item in self.excluded],
+            "n": self.n,
+            "n_groups": self.n_groups,
+            "ratio": self.ratio,
+            "worst": self.worst,
         }
         return {**numbers, **more} if self.value is not None else {**numbers, "reason": self.reason, **more}
 
@@ -141,9 +145,16 @@ def metric_gap(
         limit = float("inf") if metric in UNBOUNDED else 1.0
         lower, upper = difference_limits(values, variances, critical_value(null, confidence), limit)
     return Gap(
-        value=float(values[high] - values[low]), lower=lower, upper=_finite(upper), p=p,
-        groups=(members[low].group, members[high].group), excluded=tuple(excluded), n=n, n_groups=len(members),
-        ratio=float(values[low] / values[high]) if values[high] > 0 else None, worst=worst_group(metric, members),
+        value=float(values[high] - values[low]),
+        lower=lower,
+        upper=_finite(upper),
+        p=p,
+        groups=(members[low].group, members[high].group),
+        excluded=tuple(excluded),
+        n=n,
+        n_groups=len(members),
+        ratio=float(values[low] / values[high]) if values[high] > 0 else None,
+        worst=worst_group(metric, members),
     )
 
 
@@ -168,7 +179,14 @@ def ratio_gap(members: Sequence[GroupValue], base: Gap, null: FloatArray | None,
         near, far = difference_limits(logs, spread, critical_value(null, confidence), float("inf"))
         lower, upper = min(float(np.exp(-far)), value), max(float(np.exp(-near)), value)
     return Gap(
-        value=value, lower=lower, upper=upper, p=p, groups=base.groups, excluded=base.excluded, n=base.n, n_groups=base.n_groups,
+        value=value,
+        lower=lower,
+        upper=upper,
+        p=p,
+        groups=base.groups,
+        excluded=base.excluded,
+        n=base.n,
+        n_groups=base.n_groups,
     )
 
 
@@ -238,8 +256,10 @@ def worst_group(metric: str, members: Sequence[GroupValue]) -> dict[str, Any] | 
     upper = [member.upper for member in members if member.upper is not None]
     complete = len(lower) == len(members) == len(upper)
     return {
-        "group": worst.group, "value": worst.value,
-        "lower": pick(lower) if complete else None, "upper": pick(upper) if complete else None,
+        "group": worst.group,
+        "value": worst.value,
+        "lower": pick(lower) if complete else None,
+        "upper": pick(upper) if complete else None,
     }
 
 
