@@ -148,6 +148,7 @@ class _Run:
         self.peak = peak_lr(trainer, setup.batch_size)
         self.ema = ModelEmaV3(model, decay=trainer.ema_decay) if trainer.ema_decay > 0 else None
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, trainer, self.peak))
+        self.own_attributes = set(vars(model))
         self.wrapped = self.accelerator.prepare_model(model)
         monitor, note = resolve_monitor(trainer.monitor, np.asarray(val.y), setup.kind)
         self.notes = (note,) if note else ()
@@ -316,6 +317,8 @@ class _Run:
             yield
         finally:
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+            for name in {"forward", "_original_forward"} - self.own_attributes:
+                vars(self.model).pop(name, None)
             self.optimizer.zero_grad()
             self.accelerator.free_memory()
 

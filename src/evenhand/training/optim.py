@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn, optim
 
 from evenhand.config.schema import TrainerConfig
 from evenhand.errors import ConfigError
+from evenhand.models.parameters import parameter_groups
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def optimizer_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters in groups with ``weight_decay`` and ``lr_scale``.
 
-    No weight decay on biases, norms and whatever else has one dimension, nor on what the network lists in
-    ``no_weight_decay()`` (position embeddings, class token). With layer decay d, a parameter of layer i out of D (stem 0,
-    head D) has ``lr_scale`` d ** (D - i); layers are timm's (``group_matcher``), and a final norm counts as part of the
-    last block.
+    A timm network is grouped by `evenhand.models.parameters.parameter_groups`: no weight decay on biases, norms,
+    position embeddings and tokens; with layer decay d, a parameter of layer i out of D (stem 0, head D) has
+    ``lr_scale`` d ** (D - i). In any other module everything of more than one dimension is decayed.
 
     Args:
         model: a module, or a wrapper whose ``network`` is the timm model.
@@ -25,44 +24,34 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         layer_decay: d in (0, 1]; 1 = off.
 
     Raises:
-        ConfigError: nothing is trainable, or layer decay for a network that does not say what its layers are.
+        ConfigError: layer decay for a network that does not say what its layers are, or nothing is trainable.
     """
-    network: Any = getattr(model, "network", model)
-    if layer_decay != 1.0 and not hasattr(network, "group_matcher"):
-        raise ConfigError(
-            f"trainer.layer_decay={layer_decay}, but {type(network).__name__} does not say what its layers are; "
-            "use a timm model or layer_decay=1"
-        )
-    if layer_decay != 1.0:
-        groups = _layer_groups(network, weight_decay, layer_decay)
-    else:
-        skip = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
-        groups = _plain_groups(list(network.named_parameters()), weight_decay, skip)
-    inside = {id(parameter) for parameter in network.parameters()}
-    outside = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in inside]
-    groups += _plain_groups(outside, weight_decay, set())
+    inner = getattr(model, "network", model)
+    if layer_decay != 1.0 and not hasattr(inner, "group_matcher"):
+        what = f"trainer.layer_decay={layer_decay}, but {type(inner).__name__} does not say what its layers are"
+        raise ConfigError(f"{what}; use a timm model, or trainer.layer_decay=1")
+    inside: list[nn.Parameter] = []
+    groups: list[dict[str, Any]] = []
+    if hasattr(inner, "group_matcher"):
+        inside = list(inner.parameters())
+        if any(parameter.requires_grad for parameter in inside):
+            groups = parameter_groups(inner, weight_decay=weight_decay, layer_decay=layer_decay)
+    known = {id(parameter) for parameter in inside}
+    groups += _plain_groups([parameter for parameter in model.parameters() if id(parameter) not in known], weight_decay)
     if not groups:
         raise ConfigError("no parameter of the model is trainable; unfreeze a part of it (method.freeze) or use a linear probe")
     return groups
 
 
-def _layer_groups(network: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    skip = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-    groups: list[dict[str, Any]] = param_groups_layer_decay(network, weight_decay, skip, layer_decay=layer_decay)
-    return groups
-
-
-def _plain_groups(named: list[tuple[str, nn.Parameter]], weight_decay: float, skip: set[str]) -> list[dict[str, Any]]:
-    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    plain = [parameter for name, parameter in trainable if parameter.ndim <= 1 or name in skip]
-    decayed = [parameter for name, parameter in trainable if not (parameter.ndim <= 1 or name in skip)]
-    groups = [(plain, 0.0), (decayed, weight_decay)]
+def _plain_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [([p for p in trainable if p.ndim <= 1], 0.0), ([p for p in trainable if p.ndim > 1], weight_decay)]
     return [{"params": params, "weight_decay": decay, "lr_scale": 1.0} for params, decay in groups if params]
 
 
 def make_optimizer(model: nn.Module, trainer: TrainerConfig, lr: float) -> optim.Optimizer:
-    """AdamW (decoupled decay), Adam or SGD (decay added to the gradient) over `parameter_groups`."""
-    groups = parameter_groups(model, trainer.weight_decay, trainer.layer_decay)
+    """AdamW (decoupled decay), Adam or SGD (decay added to the gradient) over `optimizer_groups`."""
+    groups = optimizer_groups(model, trainer.weight_decay, trainer.layer_decay)
     if trainer.optimizer == "sgd":
         return optim.SGD(groups, lr=lr, momentum=trainer.momentum)
     if trainer.optimizer == "adam":

@@ -49,13 +49,12 @@ class Plateau:
 
     def __init__(self, gamma: float, patience: int, maximise: bool) -> None:
         self.gamma, self.patience, self.maximise = gamma, patience, maximise
-        self.factor, self.best, self.bad_epochs = 1.0, float("nan"), 0
+        self.factor, self.bad_epochs = 1.0, 0
+        self.best: float | None = None
 
     def update(self, value: float) -> None:
         """Count one epoch."""
-        margin = 1.0 + 1e-4 if self.maximise else 1.0 - 1e-4
-        better = value > self.best * margin if self.maximise else value < self.best * margin
-        if math.isnan(self.best) or better:
+        if self.best is None or (value > self.best * (1 + 1e-4) if self.maximise else value < self.best * (1 - 1e-4)):
             self.best, self.bad_epochs = value, 0
             return
         self.bad_epochs += 1
@@ -68,4 +67,4 @@ class Plateau:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.factor, self.best, self.bad_epochs = float(state["factor"]), float(state["best"]), int(state["bad_epochs"])
+        self.factor, self.best, self.bad_epochs = float(state["factor"]), state["best"], int(state["bad_epochs"])

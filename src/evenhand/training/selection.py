@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
+
+from evenhand.metrics.auc import auc
 
 if TYPE_CHECKING:
     from evenhand.methods.base import Kind
@@ -32,7 +33,7 @@ def pooled_auc(y: npt.NDArray[Any], y_score: npt.NDArray[Any], kind: Kind) -> fl
     for truth, score in zip(columns.T, y_score.T, strict=True):
         known = ~np.isnan(truth)
         if len(np.unique(truth[known])) == 2:
-            values.append(float(roc_auc_score(truth[known], score[known])))
+            values.append(auc(truth[known], score[known]))
     return float(np.mean(values)) if values else None
 
 
