@@ -3,36 +3,28 @@
 import errno
 import json
 import os
+import threading
 
 import pytest
 import torch
 
 from evenhand.errors import DiskFullError, InputError, RunError
-from evenhand.runs.folder import FileStore, RunFolder, identity, write_atomic, write_json, write_text
+from evenhand.runs.folder import FileStore, RunFolder, identity, write_json, write_text
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path):
-    target = tmp_path / "audit.json"
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    target = tmp_path / "results.csv"
     write_text(target, "old")
 
-    def fail(file):
-        file.write(b"half")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        write_atomic(target, fail)
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["audit.json"]
-
-
-def test_a_full_disk_is_said_plainly(tmp_path):
-    def full(file):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DiskFullError, match=r"no space is left to write results\.csv") as caught:
-        write_atomic(tmp_path / "results.csv", full)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match=r"results\.csv") as caught:
+        write_text(target, "new")
     assert caught.value.exit_code == 4
-    assert os.listdir(tmp_path) == []
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.csv"]
 
 
 def test_json_refuses_nan(tmp_path):
@@ -67,12 +59,20 @@ def test_begin_refuses_a_folder_that_holds_something_else(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-def test_two_processes_cannot_write_one_run(tmp_path):
-    run = RunFolder(tmp_path)
-    with run.locked(), pytest.raises(RunError, match="another process is writing"), RunFolder(tmp_path).locked():
-        pass
+def test_a_second_process_waits_for_the_first(tmp_path):
+    run, order = RunFolder(tmp_path), []
+
+    def second():
+        with RunFolder(tmp_path).locked():
+            order.append("second")
+
     with run.locked():
-        pass
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_store_round_trips_tensors_and_survives_a_torn_log_line(tmp_path):

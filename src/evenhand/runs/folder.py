@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from evenhand.errors import DiskFullError, InputError, RunError
+from evenhand.data.files import locked, write_atomic
+from evenhand.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 IGNORED_IN_IDENTITY = ("out", "embeddings", "trainer.progress", "seeds")
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file completely or not at all: a temporary file beside it, then a rename.
-
-    Args:
-        path: the file to replace; its folder is made.
-        write: called with a binary file open for writing.
-
-    Raises:
-        DiskFullError: no space is left; the temporary file is removed and the old file stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no space is left to write {path.name} in {path.parent}; free some and run the same command again") from error
-        raise
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically (see `write_atomic`)."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text atomically (see `evenhand.data.files.write_atomic`); the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,7 +96,8 @@ class FileStore:
             return
         buffer = io.BytesIO()
         torch.save(value, buffer)
-        write_atomic(self.root / f"{key}.pt", lambda file: file.write(buffer.getbuffer()))
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.root / f"{key}.pt", buffer.getvalue())
 
     def append(self, key: str, record: Mapping[str, Any]) -> None:
         """Add one JSON record to a log; a line that a kill cut short is dropped by the next append."""
@@ -213,17 +189,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second process.
-
-        Raises:
-            RunError: another process is writing this run.
-        """
+        """Hold the folder against other processes; a second one waits, and then finds the run finished."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"another process is writing {self.root}; wait for it or give another out=") from error
+        with locked(self.root / ".lock", waiting=lambda: log.warning("another process is writing %s; waiting for it", self.root)):
             yield
 
 

@@ -14,12 +14,13 @@ import pandas as pd
 from evenhand.config.schema import PredictConfig
 from evenhand.data.cache import ImageCache, build_cache
 from evenhand.data.datasets import PreparedData
-from evenhand.data.images import IMAGE_SUFFIXES
 from evenhand.errors import InputError
 from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.methods.base import Predictor
 from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_json
-from evenhand.runs.results import load_predictor, positions, stored_thresholds
+from evenhand.runs.results import load_predictor, positions, raw_attributes, stored_thresholds
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm", ".dicom"})
 
 
 def decide(scores: npt.NDArray[np.float64], labels: tuple[str, ...], classes: tuple[str, ...], thresholds: dict[str, float]) -> npt.NDArray[np.int64]:
@@ -72,7 +73,16 @@ def _score_prepared(run: RunFolder, data: PreparedData, split: str | None) -> pd
     if predictor.needs_groups and absent:
         raise InputError(f"the run {run.root} decides by {', '.join(absent)}, which {data.root} does not have; prepare it with that column")
     scores, decisions = predictor.predict(data.images(rows), groups if predictor.needs_groups else None)
-    return _frame(run, data.table.iloc[rows], scores, decisions, groups)
+    labels = info_labels(run, data)
+    truth = data.labels(labels)[rows] if labels else None
+    return _frame(run, data.table.iloc[rows], scores, decisions, groups, truth)
+
+
+def info_labels(run: RunFolder, data: PreparedData) -> list[str]:
+    """The run's labels where a data set has all of them and the same kind, else none."""
+    labels = list(run.info["labels"])
+    known = set(labels) <= set(data.spec.labels) and tuple(data.spec.classes) == tuple(run.info["classes"])
+    return labels if known else []
 
 
 def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
@@ -84,9 +94,9 @@ def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
         raise InputError(f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that")
     trained_on = PreparedData.open(run.info["data"])
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
-        cache, _ = build_cache(files, Path(scratch) / "cache", size=trained_on.cache.shape[1], resize=trained_on.resize, channels=trained_on.cache.shape[0])
+        cache, _ = build_cache(files, Path(scratch) / "cache", size=trained_on.cache.shape[1], resize=trained_on.description["image"]["resize"], channels=trained_on.cache.shape[0])
         scores = _scores(predictor, cache)
-    table = pd.DataFrame({"image": [str(path.relative_to(folder)) for path in files]})
+    table = pd.DataFrame({"image": [path.relative_to(folder).as_posix() for path in files]})
     return _frame(run, table, scores, None, {})
 
 
@@ -94,9 +104,23 @@ def _scores(predictor: Predictor, cache: ImageCache) -> npt.NDArray[np.float64]:
     return predictor.predict(cache.images())[0]
 
 
-def _frame(run: RunFolder, table: pd.DataFrame, scores: npt.NDArray[np.float64], decisions: Any, groups: dict[str, Any]) -> pd.DataFrame:
+def _frame(run: RunFolder, table: pd.DataFrame, scores: npt.NDArray[np.float64], decisions: Any, groups: dict[str, Any], truth: Any = None) -> pd.DataFrame:
     info = run.info
     labels, classes = tuple(info["labels"]), tuple(info["classes"])
     if decisions is None:
         decisions = decide(scores, labels, classes, stored_thresholds(run))
-    return make_predictions(table, y_true=None, y_score=scores, y_pred=decisions, groups=groups, seed=info["seed"], labels=labels, classes=classes)
+    n = len(table)
+    unlabelled = np.full(n, -1) if classes else np.full((n, len(labels)), np.nan)
+    return make_predictions(
+        image=list(table["image"]),
+        patient=list(table.get("patient_id", table["image"])),
+        split=list(table.get("split", ["new"] * n)),
+        seed=info["seed"],
+        y_true=unlabelled if truth is None else truth,
+        y_score=scores,
+        labels=labels,
+        classes=classes,
+        decisions=decisions,
+        attributes=raw_attributes(table, tuple(groups)),
+        groups=groups,
+    )

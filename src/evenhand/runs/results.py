@@ -12,15 +12,16 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from evenhand.config.schema import AuditConfig, TrainConfig
+from evenhand.config.schema import TrainConfig
 from evenhand.errors import CheckpointError, InputError
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.methods.base import Predictor, Result, Task
 from evenhand.methods.predictors import predictor_from_state
-from evenhand.models import build_classifier, model_fingerprint
+from evenhand.models import build_classifier
 from evenhand.random import derive_seed
-from evenhand.runs.folder import RunFolder, write_atomic, write_json, write_text
+from evenhand.data.files import write_atomic
+from evenhand.runs.folder import RunFolder, write_json, write_text
 from evenhand.runs.task import Encoder, Rows, pick_device
 
 
@@ -36,17 +37,26 @@ def score(predictor: Predictor, rows: Rows, splits: Sequence[str], seed: int) ->
     chosen = np.flatnonzero(np.isin(rows.split.astype(str), list(splits)))
     groups = {name: item.take(chosen) for name, item in rows.groups.items()}
     scores, decisions = predictor.predict(rows.data.images(chosen), groups if predictor.needs_groups else None)
+    table = rows.data.table.iloc[chosen]
     return make_predictions(
-        rows.data.table.iloc[chosen],
+        image=list(table[rows.data.spec.image]),
+        patient=list(table[rows.data.spec.patient]),
+        split=list(rows.split[chosen]),
+        seed=seed,
         y_true=rows.y[chosen],
         y_score=scores,
-        y_pred=decisions,
-        groups=groups,
-        split=rows.split[chosen],
-        seed=seed,
         labels=rows.labels,
         classes=tuple(rows.data.spec.classes),
+        decisions=decisions,
+        attributes=raw_attributes(table, rows.attributes),
+        groups=groups,
     )
+
+
+def raw_attributes(table: pd.DataFrame, attributes: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns that attributes are made of, as they stand in the table; empty cells are None."""
+    columns = dict.fromkeys(part for name in attributes for part in name.split("*") if part in table)
+    return {name: [None if pd.isna(value) or str(value).strip() == "" else value for value in table[name]] for name in columns}
 
 
 def judge(run: RunFolder, predictions: pd.DataFrame, rows: Rows, config: TrainConfig) -> AuditResult:
@@ -93,7 +103,7 @@ def save_predictor(run: RunFolder, result: Result, task: Task, encoder: Encoder)
 
     meta, tensors = result.predictor.state()
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomic(run.root / "model.safetensors", lambda file: file.write(content))
+    write_atomic(run.root / "model.safetensors", content)
     write_json(run.root / "predictor.json", meta)
     lines = "".join(json.dumps(dict(record)) + "\n" for record in result.history)
     write_text(run.root / "metrics.jsonl", lines)
@@ -107,7 +117,7 @@ def load_config(run: RunFolder) -> TrainConfig:
     Raises:
         InputError: the folder holds no finished run, or several (one a seed).
     """
-    from evenhand.config import from_plain
+    from evenhand.config import load_config as read_config
 
     if not run.root.is_dir():
         raise InputError(f"model={run.root} does not exist; give a run folder written by `evenhand train`")
@@ -118,7 +128,8 @@ def load_config(run: RunFolder) -> TrainConfig:
         raise InputError(f"model={run.root} holds no run (no run.json); give a run folder written by `evenhand train`")
     if not run.done:
         raise InputError(f"model={run.root} is a run that has not finished (status {run.info.get('status')}); run its train command again first")
-    return from_plain("train", {key: value for key, value in run.info["config"].items() if key not in ("redraw", "data_hash")})
+    config: TrainConfig = read_config(run.root / "config.yaml", "train")
+    return config
 
 
 def load_predictor(run: RunFolder, embeddings: Path | None = None) -> tuple[Predictor, TrainConfig]:
@@ -138,8 +149,8 @@ def load_predictor(run: RunFolder, embeddings: Path | None = None) -> tuple[Pred
     device = pick_device("auto" if config.trainer.accelerator == "gpu" and not torch.cuda.is_available() else config.trainer.accelerator)
     meta = json.loads((run.root / "predictor.json").read_text())
     encoder = Encoder(config.model, config.seed, device, embeddings)
-    if meta.get("needs_encoder", True):
-        now = model_fingerprint(encoder.classifier.network)
+    if meta["type"] != "model":
+        now = encoder.fingerprint
         if now != run.info["model_hash"]:
             raise CheckpointError(
                 f"the encoder's weights are not those the run {run.root} was trained with (sha256 {now[:12]}, expected "
@@ -164,11 +175,6 @@ def stored_thresholds(run: RunFolder) -> dict[str, float]:
         threshold = item["threshold"]
         chosen[name] = float(threshold["value"] if isinstance(threshold, dict) else threshold)
     return chosen
-
-
-def audit_config(run_config: TrainConfig, asked: AuditConfig | None) -> AuditConfig:
-    """The audit options of an evaluation: the asked ones, else the run's."""
-    return asked or run_config.audit
 
 
 def positions(split: npt.NDArray[Any], wanted: str | None) -> npt.NDArray[np.int64]:

@@ -82,9 +82,20 @@ class Encoder:
         return self._embedder
 
     @property
+    def fingerprint(self) -> str:
+        """The hash of the encoder's weights and normalisation, without a head."""
+        return self.embedder.fingerprint
+
+    @property
     def built(self) -> bool:
         """Whether any image was embedded."""
-        return self._embedder is not None
+        return self._embedder is not None and self._embedder.settled is not None
+
+    def description(self) -> dict[str, Any]:
+        """How images were embedded: weights, size, normalisation, the precision and how well it agreed with fp32."""
+        embedder = self.embedder
+        agreement = None if embedder.agreement is None else embedder.agreement.to_json()
+        return {**embedder.describe(), "precision": embedder.settled, "agreement": agreement}
 
     def embed(self, images: Images) -> npt.NDArray[np.float32]:
         """Embeddings (n, dim) of images; those of a cache are computed once for all its images and then looked up."""

@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 
 from evenhand.config.schema import TrainConfig
+from evenhand.config import config_yaml
+from evenhand.data.files import write_atomic
 from evenhand.errors import EvenhandError, InputError
 from evenhand.methods.base import Result
 from evenhand.methods.registry import get_method
-from evenhand.models import model_fingerprint
-from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_atomic, write_text
+from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_text
 from evenhand.runs.results import judge, save_predictor, score
 from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
 
@@ -29,13 +30,6 @@ log = logging.getLogger(__name__)
 def plain(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain containers."""
     return dict(asdict(config))
-
-
-def as_yaml(config: Any) -> str:
-    """A configuration as YAML text that `evenhand train` reads back."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def train(config: TrainConfig) -> RunFolder:
@@ -84,7 +78,7 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFo
     rows = read_rows(config.data, seed, redraw)
     identity = {**plain(config), "redraw": redraw, "data_hash": rows.data.fingerprint}
     is_new = not (out / "run.json").exists()
-    run = RunFolder.begin(out, identity, as_yaml(config))
+    run = RunFolder.begin(out, identity, config_yaml(config))
     with run.locked():
         if run.done:
             log.info("%s is finished already", run.root)
@@ -116,7 +110,7 @@ def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool) -> None:
         return
     save_predictor(run, result, task, encoder)
     for name, content in result.artifacts.items():
-        write_atomic(run.root / name, lambda file, content=content: file.write(content))
+        write_atomic(run.root / name, content)
     judge(run, predictions, rows, config)
     run.update(status="done", ended=utc_now(), notes=list(result.notes))
 
@@ -131,7 +125,7 @@ def _provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
         "split_hash": rows.split_hash,
         "split_redrawn": redraw,
         "n_images": counts,
-        "model_hash": model_fingerprint(encoder.classifier.network),
+        "model_hash": encoder.fingerprint,
         "kind": rows.kind,
         "labels": list(rows.labels),
         "classes": list(rows.data.spec.classes),
