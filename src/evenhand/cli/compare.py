@@ -72,12 +72,13 @@ def show_compare(data: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     primary = data["provenance"]["family"]["metrics"]
+    names = [f"{run['name']} ({run['n_seeds']} seed{'s' * (run['n_seeds'] > 1)})" for run in data["runs"]]
     for label, item in data["labels"].items():
-        places = [(attribute, name) for attribute in item["attributes"] for name in primary]
-        view = Table("run", "seeds", "AUC", *(f"{attribute}: gap in {WORDS[name]}" for attribute, name in places), title=label)
-        for run in data["runs"]:
-            gaps = (short(item["attributes"][attribute]["gaps"][run["name"]][name]) for attribute, name in places)
-            view.add_row(run["name"], str(run["n_seeds"]), short(item["overall"][run["name"]]["auc"]), *gaps)
+        view = Table("", *names, title=label)
+        view.add_row("overall AUC", *(short(item["overall"][run["name"]]["auc"]) for run in data["runs"]))
+        for attribute, part in item["attributes"].items():
+            for name in primary:
+                view.add_row(f"{attribute}: gap in {WORDS[name]}", *(short(part["gaps"][run["name"]][name]) for run in data["runs"]))
         console.print(view)
     for verdict in data["verdicts"][:12]:
         console.print(f"- {verdict['text']}", markup=False)

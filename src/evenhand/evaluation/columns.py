@@ -39,7 +39,7 @@ def audit_frame(
         return frame.assign(**taken), list(found), list(known)
     if not labels or not scores:
         raise ConfigError(
-            f"--{'score' if labels else 'label'} is missing; give both, or name the columns y_true and y_score"
+            f"--{'score' if labels else 'label'} is missing; give both, or columns y_true and y_score"
         )
     classes: list[str] = []
     if len(labels) == 1 and len(scores) > 1:

@@ -157,7 +157,8 @@ def compare(
         "missing": missing,
         "bins": {name: [float(edge) for edge in edges] for name, edges in (bins or {}).items()},
         "family": {"metrics": list(config.primary), "method": "holm"},
-        "interval": "patient bootstrap of the mean over seeds, the same draws for every run; gaps: inverted studentised maximum of the bootstrap errors; "
+        "interval": "patient bootstrap of the mean over seeds, the same draws for every run; "
+        "gaps: inverted studentised maximum of the bootstrap errors; "
         "changes: symmetric about the estimate",
         "notes": list(first.notes),
     }
