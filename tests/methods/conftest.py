@@ -110,6 +110,12 @@ def make_split(kind: str, n_groups: int, n: int, seed: int, missing: bool = True
     return Split(FeatureImages(x), y, groups, np.arange(n) // 2, np.arange(n))
 
 
+@pytest.fixture(name="make_split")
+def _make_split() -> Callable[..., Split]:
+    """`make_split`, for tests that need rows of their own."""
+    return make_split
+
+
 @pytest.fixture
 def make_task() -> Callable[..., Task]:
     """Build a task: kind, number of groups, rows, seed, and any field of `Task`."""

@@ -140,6 +140,7 @@ def fit_head(
     weights: Sequence[Array] | None = None,
     solve: Solve | None = None,
     standardizer: Standardizer | None = None,
+    refuse: bool = True,
 ) -> FittedHead:
     """Fit one affine head, label by label.
 
@@ -150,6 +151,7 @@ def fit_head(
         weights: per label, row weights (n,); default 1. Unlabelled rows always weigh 0, and weights are scaled to sum to 1.
         solve: how a problem is solved; default `plain_solve`.
         standardizer: means and deviations to use instead of those of ``x``.
+        refuse: whether one class in every label is an error; else constant scores and notes.
 
     Returns:
         The map on raw embeddings; see `FittedHead`.
@@ -187,7 +189,7 @@ def fit_head(
             notes.append(f"the head of label '{name}' did not reach its tolerance in {record.get('iterations')} iterations")
         parts.append(theta)
         history.append({"label": name, **record})
-    if not history:
+    if not history and refuse:
         raise MethodError(f"each of the {len(parts)} labels has one class among the rows to fit on; there is nothing to learn")
     weight, bias = standard.fold(np.concatenate(parts))
     return FittedHead(weight, bias, tuple(history), tuple(notes))

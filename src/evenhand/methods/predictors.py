@@ -234,4 +234,4 @@ def predictor_from_state(
             raise CheckpointError("the stored thresholds do not stand on a head; the run folder is damaged, train again")
         rules = tuple(GroupRule(float(rule["overall"]), rule["groups"]) for rule in meta["rules"])
         return ThresholdPredictor(base, meta["attribute"], tuple(meta["labels"]), rules, int(meta["seed"]))
-    raise CheckpointError(f"the stored predictor is of type '{kind}', but must be head, model or thresholds; it was written by another version")
+    raise CheckpointError(f"the stored predictor is of type '{kind}', but must be head, model or thresholds; use the version that wrote it")
