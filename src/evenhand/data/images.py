@@ -24,7 +24,7 @@ from evenhand.errors import ImageError
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY_MODES = ("1", "L", "LA", "La", "F", "I")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, OverflowError, BadZipFile, Image.DecompressionBombError)
 
