@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from evenhand.models import ImageClassifier
 
 
-def make_vit(img_size=32, depth=2, dim=32, n_outputs=2, global_pool="token", patch=8):
+def _vit(img_size=32, depth=2, dim=32, n_outputs=2, global_pool="token", patch=8):
     """A timm ViT of a few thousand weights."""
     torch.manual_seed(0)
     network = VisionTransformer(
@@ -24,8 +24,8 @@ def make_vit(img_size=32, depth=2, dim=32, n_outputs=2, global_pool="token", pat
     return network.eval()
 
 
-def make_classifier(**options):
-    network = make_vit(**options)
+def _classifier(**options):
+    network = _vit(**options)
     size = network.patch_embed.img_size
     return ImageClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=size, name="tiny_vit").eval()
 
@@ -51,9 +51,41 @@ class ArrayImages:
         return torch.from_numpy(np.ascontiguousarray(chosen))
 
 
+def _scrambled(**options):
+    network = _vit(**options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(-0.5)
+    return network
+
+
+@pytest.fixture
+def make_vit():
+    """Function: options -> a tiny timm ViT, the same weights every time."""
+    return _vit
+
+
+@pytest.fixture
+def scrambled():
+    """Function: as make_vit, with other weights."""
+    return _scrambled
+
+
+@pytest.fixture
+def make_classifier():
+    """Function: options -> an ImageClassifier on a tiny ViT."""
+    return _classifier
+
+
+@pytest.fixture
+def make_images():
+    """Function: pixels (n, c, h, w) -> images in memory."""
+    return ArrayImages
+
+
 @pytest.fixture
 def classifier():
-    return make_classifier()
+    return _classifier()
 
 
 @pytest.fixture

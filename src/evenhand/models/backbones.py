@@ -181,7 +181,9 @@ def _normalisation(config: ModelConfig, stored: WeightSource | None, layout_imag
     return config.mean or mean, config.std or std
 
 
-def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_head: bool = False) -> ImageClassifier:
+def build_classifier(
+    config: ModelConfig, n_outputs: int, seed: int, *, keep_head: bool = False, from_scratch: bool = False
+) -> ImageClassifier:
     """Build any timm classifier from its name, with weights from a checkpoint, from timm, or bundled.
 
     Args:
@@ -189,6 +191,7 @@ def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_hea
         n_outputs: number of logits.
         seed: seeds the head (and, without weights, the whole network); the global generator is left alone.
         keep_head: load the head too, for a finished classifier; its size must be ``n_outputs``.
+        from_scratch: the same architecture, size and normalisation, but every weight at random.
 
     Returns:
         The classifier in evaluation mode, in float32 on the CPU; every parameter requires a gradient.
@@ -209,7 +212,7 @@ def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_hea
         raise CheckpointError(
             f"{stored.label} is a {stored.architecture}, but model.name is {name}; set model.name={stored.architecture} or model.name=auto"
         )
-    use_published = config.pretrained and stored is None
+    use_published = config.pretrained and stored is None and not from_scratch
     with forked(seed, "network"):
         if use_published:
             network = create_published(name, n_outputs, config)
@@ -217,14 +220,14 @@ def build_classifier(config: ModelConfig, n_outputs: int, seed: int, *, keep_hea
             network = create_network(name, n_outputs, network_options(config, stored))
     published: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
     imagenet = False
-    if stored is not None:
+    if stored is not None and not from_scratch:
         imagenet = load_weights(network, stored, name=name, keep_head=keep_head).imagenet_normalisation and "." not in name
-    elif not use_published:
+    elif not use_published and not from_scratch:
         logger.warning("%s starts from random weights: neither model.checkpoint nor model.pretrained was given", name)
     if not keep_head:
         initialise_head(network, seed)
     mean, std = _normalisation(config, stored, imagenet, published)
-    source = stored.label if stored else ("timm's published weights" if use_published else "random weights")
+    source = stored.label if stored and not from_scratch else ("timm's published weights" if use_published else "random weights")
     size = config.input_size or (stored.input_size if stored else None) or published.get("input_size", (3, 224, 224))[-2:]
     check_input_size(network, name, size)
     return ImageClassifier(network, mean=mean, std=std, input_size=(size[0], size[1]), name=name, source=source).eval()

@@ -12,6 +12,7 @@ import json
 import logging
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,8 @@ def read_checkpoint(path: Path | str) -> Any:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"checkpoint {path.name} is truncated or is not safetensors ({error}); {again}") from error
