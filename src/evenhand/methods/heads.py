@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from evenhand.methods.lbfgs import Minimum, Precondition, minimise
+from evenhand.methods.lbfgs import DECREASE, Minimum, Precondition, minimise
 
 Array = npt.NDArray[np.float64]
 Embeddings = npt.NDArray[np.float32]
@@ -221,7 +221,7 @@ class LogisticProblem:
         theta[:, -1] = logs - logs.mean() if self.n_classes > 1 else logs[1] - logs[0]
         return theta
 
-    def solve(self, *, max_iter: int, tol: float, theta: Array | None = None) -> Minimum:
+    def solve(self, *, max_iter: int, tol: float, theta: Array | None = None, decrease: float = DECREASE) -> Minimum:
         """The minimum, from ``theta`` or from `start`; see `minimise`."""
         first = self.start() if theta is None else theta
-        return minimise(self.value_grad, first, self.preconditioner, max_iter=max_iter, tol=tol)
+        return minimise(self.value_grad, first, self.preconditioner, max_iter=max_iter, tol=tol, decrease=decrease)

@@ -97,6 +97,7 @@ def minimise(
     *,
     max_iter: int,
     tol: float,
+    decrease: float = DECREASE,
     refresh: tuple[int, ...] = (10, 30, 80, 200),
 ) -> Minimum:
     """Minimise a smooth function.
@@ -107,6 +108,7 @@ def minimise(
         preconditioner: parameters -> a positive definite map that approximates the inverse Hessian there.
         max_iter: most iterations.
         tol: stop when the largest absolute gradient entry is at or below this.
+        decrease: stop when the quadratic model promises less than this share of the value.
         refresh: iterations at which the preconditioner is made anew.
 
     Returns:
@@ -138,7 +140,7 @@ def minimise(
             pairs.clear()
             direction = -precondition(gradient)
             slope = float(np.vdot(gradient, direction))
-        if -slope <= DECREASE * abs(value):
+        if -slope <= decrease * abs(value):
             return Minimum(theta, value, largest, iteration, n_eval, True)
         candidate, new, new_gradient, trials = _search(value_grad, theta, value, direction, slope)
         n_eval += trials

@@ -65,7 +65,7 @@ class _Dual:
         counts, codes = self.cells.counts, self.cells.codes
         known = codes >= 0
         self.problem.weight = np.where(known, (q / counts)[codes], 0.0)
-        found = self.problem.solve(max_iter=INNER_ITERATIONS, tol=self.tol, theta=theta)
+        found = self.problem.solve(max_iter=INNER_ITERATIONS, tol=self.tol, theta=theta, decrease=1e-12)
         rows = self.problem.losses(found.theta)
         losses = np.bincount(codes[known], rows[known], minlength=len(counts)) / counts + self.adjustment / np.sqrt(counts)
         penalty = 0.5 * self.problem.l2 * float(np.vdot(found.theta[:, :-1], found.theta[:, :-1]))
