@@ -40,7 +40,7 @@ def test_null_of_two_large_groups_is_that_of_a_normal() -> None:
     cell = make_cell(y, s, (s > 0.5).astype(int), np.arange(n))
     groups = np.array([0, 1])
     metrics = ("auc", "tpr", "positive_rate", "balanced_accuracy")
-    null = null_maxima(cell, np.arange(n) % 2, dict.fromkeys(metrics, groups), 1500, np.random.default_rng(1))
+    null = null_maxima(cell, np.arange(n) % 2, dict.fromkeys(metrics, groups), dict.fromkeys(metrics, 1500), np.random.default_rng(1))
     for name in (*metrics, "log_positive_rate"):
         assert len(null[name]) == 1500
         assert critical_value(null[name], 0.95) == pytest.approx(1.96, abs=0.16)
@@ -48,7 +48,7 @@ def test_null_of_two_large_groups_is_that_of_a_normal() -> None:
 
 def test_fewer_than_two_groups_are_not_tested() -> None:
     cell = make_cell(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]), np.zeros(4), np.arange(4))
-    assert null_maxima(cell, np.zeros(4, int), {"auc": np.array([0])}, 10, np.random.default_rng(0)) == {}
+    assert null_maxima(cell, np.zeros(4, int), {"auc": np.array([0])}, {"auc": 10}, np.random.default_rng(0)) == {}
 
 
 def test_holm_by_hand() -> None:

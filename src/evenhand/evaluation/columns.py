@@ -51,7 +51,7 @@ def audit_frame(
             taken["y_pred"] = need_column(frame, preds[0], "decision").astype("string")
     elif len(labels) != len(scores) or (preds and len(preds) != len(labels)):
         raise ConfigError(
-            f"{len(labels)} labels, {len(scores)} scores and {len(preds)} decisions do not fit; give one score (and decision) for each label"
+            f"{len(labels)} labels, {len(scores)} scores and {len(preds)} decisions do not fit; give one score (and decision) a label"
         )
     else:
         for position, (name, column) in enumerate(zip(labels, scores, strict=True)):

@@ -161,9 +161,17 @@ def _with_macro(cohort: Cohort, measured: list[dict[int, Measured]]) -> dict[str
 
 
 def n_permutations(cohort: Cohort, config: AuditConfig) -> int:
-    """Permutations made: those asked for, or `REACH` for each test of the family, whichever is more; 0 stays 0."""
+    """Permutations of the family's tests: those asked for, or `REACH` a test, whichever is more; 0 stays 0.
+
+    Other metrics get those asked for.
+    """
     family = len(cohort.questions) * len(cohort.groups) * len(config.primary)
     return max(config.permutations, REACH * family) if config.permutations else 0
+
+
+def _primary_parts(config: AuditConfig) -> set[str]:
+    """The metrics that the family's gaps are made of."""
+    return {part for name in config.primary for part in COMBINED.get(name, (name,))}
 
 
 def _attribute(
@@ -197,7 +205,8 @@ def _question_gaps(
     wanted = n_permutations(cohort, config)
     if wanted:
         rng = generator(seed, "permutation", groups.attribute, question.name)
-        null = permuted_null(rows, codes, members, groups.keys, wanted, rng)
+        made = {name: wanted if name in _primary_parts(config) else config.permutations for name in METRICS}
+        null = permuted_null(rows, codes, members, groups.keys, made, rng)
     else:
         null = bootstrap_null(measured, members)
     return all_gaps(members, excluded, null, config.confidence)

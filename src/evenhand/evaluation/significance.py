@@ -76,7 +76,7 @@ def permuted_null(
     codes: npt.NDArray[np.int64],
     members: Members,
     keys: Sequence[str],
-    n_permutations: int,
+    n_permutations: Mapping[str, int],
     rng: np.random.Generator,
 ) -> dict[str, FloatArray]:
     """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both."""

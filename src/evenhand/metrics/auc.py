@@ -12,6 +12,10 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
+_DENSE = 200_000
+"""Up to this many entries a product with a dense unit-by-row matrix is faster than summing row by row."""
+
+
 @dataclass(frozen=True)
 class RankedRows:
     """Rows sorted by score once, so that the AUC under any weights of their units is two gathers and a running sum.
@@ -94,6 +98,8 @@ def weighted_auc(rows: RankedRows, weights: FloatArray) -> FloatArray:
 
 def _unit_sums(values: FloatArray, unit: IntArray, n_units: int) -> FloatArray:
     """Sum of the rows of every unit: (n, b) -> (n_units, b)."""
+    if n_units * len(unit) <= _DENSE:
+        return (np.arange(n_units)[:, None] == unit).astype(float) @ values
     sums = np.zeros((n_units, values.shape[1]))
     order = np.argsort(unit, kind="stable")
     present, start = np.unique(unit[order], return_index=True)
@@ -138,15 +144,14 @@ def auc_with_variance(rows: RankedRows, member: FloatArray) -> tuple[FloatArray,
         has0, has1 = np.unique(rows.negative), np.unique(rows.positive)
         units0, units1 = member[has0].sum(axis=0), member[has1].sum(axis=0)
         mixed = np.intersect1d(has0, has1)
-        sum1 = placed1 if len(has1) == len(rows.positive) else _unit_sums(placed1, rows.positive, n_units)
-        sum0 = placed0 if len(has0) == len(rows.negative) else _unit_sums(placed0, rows.negative, n_units)
+        plain1, plain0 = (not len(mixed) and len(has) == len(unit) for has, unit in ((has1, rows.positive), (has0, rows.negative)))
+        sum1 = placed1 if plain1 else _unit_sums(placed1, rows.positive, n_units)
+        sum0 = placed0 if plain0 else _unit_sums(placed0, rows.negative, n_units)
         variance = _factor(units1) * np.einsum("ib,ib->b", sum1, sum1) / count1**2
         variance += _factor(units0) * np.einsum("ib,ib->b", sum0, sum0) / count0**2
         if len(mixed):
-            both1 = _unit_sums(placed1, rows.positive, n_units)[mixed]
-            both0 = _unit_sums(placed0, rows.negative, n_units)[mixed]
             units = member.sum(axis=0)
-            variance += 2 * _factor(units) * np.einsum("ib,ib->b", both1, both0) / (count1 * count0)
+            variance += 2 * _factor(units) * np.einsum("ib,ib->b", sum1, sum0) / (count1 * count0)
     smaller = np.minimum(units0, units1)
     enough = smaller >= 2
     floor = 0.25 / np.maximum(smaller, 1) ** 3

@@ -21,6 +21,11 @@ _DENOMINATORS = tuple(sorted({bottom for parts in RATES.values() for _, bottom i
 _PRODUCTS = [(i, j) for i in range(len(SUMS)) for j in range(i, len(SUMS))]
 
 
+def _support(metric: str) -> set[int]:
+    """Which of the six sums a rate depends on."""
+    return {j for top, bottom in RATES[metric] for j in range(len(SUMS)) if top[j] or bottom[j]}
+
+
 @dataclass(frozen=True)
 class Cell:
     """Rows compiled by unit (a patient).
@@ -92,8 +97,8 @@ class Cell:
 
     def _rate_moments(self, metrics: tuple[str, ...], member: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
         products = np.stack([self.sums[:, i] * self.sums[:, j] for i, j in _PRODUCTS], axis=1)
-        inside = np.stack([self.sums[:, np.asarray(bottom) > 0].any(axis=1) for bottom in _DENOMINATORS], axis=1)
-        total = np.hstack([self.sums, products, inside]).T @ member
+        present = np.stack([self.sums[:, np.asarray(bottom) > 0].any(axis=1) for bottom in _DENOMINATORS], axis=1)
+        total = np.hstack([self.sums, products, present]).T @ member
         sums, second = total[: len(SUMS)], total[len(SUMS) : len(SUMS) + len(_PRODUCTS)]
         counts = dict(zip(_DENOMINATORS, total[len(SUMS) + len(_PRODUCTS) :], strict=True))
         found = {}
@@ -102,7 +107,10 @@ class Cell:
                 continue
             gradient = rate_gradient(name, sums)
             variance = np.zeros(sums.shape[1])
+            inside = _support(name)
             for (i, j), product in zip(_PRODUCTS, second, strict=True):
+                if i not in inside or j not in inside:
+                    continue
                 variance += (1 if i == j else 2) * gradient[i] * gradient[j] * product
             units = np.min([counts[bottom] for _, bottom in RATES[name]], axis=0)
             floor = 0 if name in ("brier", "log_loss") else 0.25 / np.maximum(units, 1) ** 2

@@ -23,6 +23,9 @@ _BLOCK_ENTRIES = 400_000
 REACH = 40
 """Permutations a test of the corrected family needs at least, so that Holm's smallest threshold can be reached."""
 
+MIRRORS = {"tnr": "fpr", "fnr": "tpr"}
+"""Metrics that are 1 minus another one: their differences, and so their tests, are the same."""
+
 
 def largest_difference(values: FloatArray, variances: FloatArray) -> FloatArray:
     """max over pairs of |v_i - v_j| / sqrt(var_i + var_j): (k, b) -> (b,). Pairs that are not finite are left out.
@@ -51,13 +54,13 @@ def permute_groups(codes: IntArray, strata: IntArray, n_permutations: int, rng: 
     shuffled = np.empty((len(codes), n_permutations), np.int16)
     for stratum in np.unique(strata):
         units = np.flatnonzero(strata == stratum)
-        column = np.broadcast_to(codes[units].astype(np.int16)[:, None], (len(units), n_permutations))
-        shuffled[units] = rng.permuted(column, axis=0)
+        rows = np.tile(codes[units].astype(np.int16), (n_permutations, 1))
+        shuffled[units] = rng.permuted(rows, axis=1, out=rows).T
     return shuffled
 
 
 def null_maxima(
-    cell: Cell, codes: IntArray, estimable: Mapping[str, IntArray], n_permutations: int, rng: np.random.Generator
+    cell: Cell, codes: IntArray, estimable: Mapping[str, IntArray], n_permutations: Mapping[str, int], rng: np.random.Generator
 ) -> dict[str, FloatArray]:
     """The studentised maximum of every metric under permuted groups.
 
@@ -69,24 +72,26 @@ def null_maxima(
         cell: all rows of one label, units being (patient, group) pairs.
         codes: (u,) group of each of the cell's units.
         estimable: metric -> codes of the groups that enter its gap.
-        n_permutations: number of permutations.
+        n_permutations: metric -> number of permutations.
         rng: source of randomness.
 
     Returns:
-        Metric -> (n_permutations,).
+        Metric -> (its number of permutations,).
     """
     tested = {name: groups for name, groups in estimable.items() if len(groups) >= 2}
+    direct = [name for name in tested if MIRRORS.get(name) not in tested]
     patterns = cell.label_patterns()
-    kinds = [(tuple(m for m in tested if m in GIVEN_LABEL), patterns), (tuple(m for m in tested if m not in GIVEN_LABEL), patterns * 0)]
     found: dict[str, FloatArray] = {}
     size = int(np.clip(_BLOCK_ENTRIES // max(cell.n, 1), 8, 1000))
-    for metrics, strata in kinds:
+    for number, inside in sorted({(n_permutations[name], name in GIVEN_LABEL) for name in direct}):
+        metrics = tuple(name for name in direct if (n_permutations[name], name in GIVEN_LABEL) == (number, inside))
         parts: dict[str, list[FloatArray]] = {}
-        for start in range(0, n_permutations if metrics else 0, size):
-            shuffled = permute_groups(codes, strata, min(size, n_permutations - start), rng)
+        for start in range(0, number, size):
+            shuffled = permute_groups(codes, patterns if inside else patterns * 0, min(size, number - start), rng)
             for name, maxima in _block_maxima(cell, shuffled, metrics, tested).items():
                 parts.setdefault(name, []).append(maxima)
         found.update({name: np.concatenate(blocks) for name, blocks in parts.items()})
+    found.update({name: found[MIRRORS[name]] for name in tested if name not in found and MIRRORS.get(name) in found})
     return found
 
 
