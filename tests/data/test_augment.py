@@ -46,9 +46,13 @@ def test_chest_films_are_never_mirrored():
 
 def test_global_streams_are_restored_even_after_an_error():
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    with pytest.raises(KeyError), seeded(5):
+
+    def fail():
         torch.rand(1), np.random.rand(), random.random()
         raise KeyError
+
+    with pytest.raises(KeyError), seeded(5):
+        fail()
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]

@@ -1,6 +1,7 @@
 """The loop: it learns, does what each option says, and fails with a sentence."""
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_one_step_of_sgd_is_the_step_done_by_hand(lab):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter -= 0.5 * parameter.grad
-    options = {"optimizer": "sgd", "schedule": "constant", "weight_decay": 0, "clip_norm": 0.05, "monitor": "last", "max_epochs": 1, "lr": 0.5}
+    options = {"optimizer": "sgd", "schedule": "constant", "weight_decay": 0, "clip_norm": 0.05, "max_epochs": 1, "lr": 0.5}
     train_model(model, train, lab.split(0), lab.setup(**options))
     assert norm > 0.05
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
@@ -107,7 +108,7 @@ def test_plateau_drops_the_rate(lab):
     rates = [record["lr"] for record in outcome.history]
     assert rates[0] == 0.03
     assert rates[-1] < 0.03
-    assert all(b in (a, a * 0.5) for a, b in zip(rates, rates[1:], strict=False))
+    assert all(b in (a, a * 0.5) for a, b in pairwise(rates))
 
 
 def test_the_moving_average_is_what_is_kept(lab):
@@ -181,8 +182,9 @@ def test_class_weights_balance_what_the_loss_sees(lab, kind, outputs):
     train = lab.split(40, kind)
     if kind == "binary":
         train.y[5:] = 0.0
-    history = [train_model(lab.model(outputs), train, lab.split(0, kind), lab.setup(kind, class_weights=name)).history for name in ("none", "balanced")]
-    assert history[0] != history[1]
+    setups = [lab.setup(kind, class_weights=name) for name in ("none", "balanced")]
+    histories = [train_model(lab.model(outputs), train, lab.split(0, kind), setup).history for setup in setups]
+    assert histories[0] != histories[1]
 
 
 def test_a_split_without_validation_takes_the_last_epoch(lab, caplog):

@@ -14,7 +14,8 @@ import torch
 from evenhand.errors import InputError
 from evenhand.training import GroupDROLoss, train_model
 
-EVERYTHING = {"max_epochs": 4, "ema_decay": 0.6, "mixup": 0.3, "random_erasing": 0.5, "accumulate": 2, "schedule": "plateau", "plateau_patience": 0}
+EVERYTHING = {"max_epochs": 4, "ema_decay": 0.6, "mixup": 0.3, "random_erasing": 0.5, "accumulate": 2}
+EVERYTHING |= {"schedule": "plateau", "plateau_patience": 0}
 CASES = {
     "everything": EVERYTHING,
     "sgd and early stopping": {"max_epochs": 6, "optimizer": "sgd", "early_stopping": 3, "lr": 0.05, "warmup_epochs": 1},

@@ -40,4 +40,4 @@ def test_batches_cover_all_rows_and_are_even(n, size):
     sizes = [batch.stop - batch.start for batch in batches]
     assert [k for batch in batches for k in range(batch.start, batch.stop)] == list(range(n))
     assert len(batches) == -(-n // size)
-    assert not sizes or max(sizes) - min(sizes) <= 1 and max(sizes) <= size
+    assert not sizes or (max(sizes) - min(sizes) <= 1 and max(sizes) <= size)
