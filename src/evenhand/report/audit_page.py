@@ -50,7 +50,10 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
     """
     many = len(audit["labels"]) > summary.FEW_LABELS
     rows = None if predictions is None else audited_rows(predictions, audit)
-    labels = [_label_view(f"label-{i}", name, block, audit, rows) for i, (name, block) in enumerate(audit["labels"].items())]
+    attributes = dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"])
+    bins = audit.get("provenance", {}).get("bins") or {}
+    members = {} if rows is None else {name: membership(rows, name, bins) for name in attributes}
+    labels = [_label_view(f"label-{i}", name, block, audit, rows, members) for i, (name, block) in enumerate(audit["labels"].items())]
     metrics = tables.metrics_of(block["overall"] for block in audit["labels"].values())
     gaps = dict.fromkeys(m for b in audit["labels"].values() for a in b["attributes"].values() for m in a["gaps"] if m not in metrics)
     return {
@@ -109,7 +112,20 @@ def scores_of(rows: pd.DataFrame, label: str) -> tuple[Any, Any] | None:
     return y, pd.to_numeric(rows[score], errors="coerce").to_numpy(float)
 
 
-def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFrame | None) -> dict[str, Any]:
+def membership(rows: pd.DataFrame, attribute: str, bins: Mapping[str, Sequence[float]]) -> Any:
+    """The group key of every row ('' where missing): the stored column, else made from the raw attributes; None without either."""
+    from evenhand.data.groups import make_groups
+
+    stored = f"{attribute}__group"
+    if stored in rows:
+        return rows[stored].astype("string").fillna("").to_numpy(object)
+    if any(part not in rows for part in attribute.split("*")):
+        return None
+    names = make_groups(rows, attribute, bins).names()
+    return np.array(["" if name is None else name for name in names], dtype=object)
+
+
+def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFrame | None, members: Json) -> dict[str, Any]:
     overall, sure = block["overall"], summary.confidence_of(audit)
     scores = None if rows is None else scores_of(rows, name)
     auc = overall.get("auc")
@@ -120,7 +136,7 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFram
         ]
     )
     views = [
-        _attribute_view(f"{key}-{i}", attribute, a, block, None if rows is None or scores is None else (rows, *scores))
+        _attribute_view(f"{key}-{i}", attribute, a, block, None if scores is None else (members, *scores))
         for i, (attribute, a) in enumerate(block["attributes"].items())
     ]
     shown = tables.metrics_of([overall])
@@ -222,11 +238,10 @@ def _point(label: str, estimate: Json | None) -> figures.Point:
 
 
 def _score_pictures(key: str, name: str, groups: Mapping[str, Json], block: Json, scored: tuple[Any, Any, Any]) -> list[Picture | None]:
-    rows, y, score = scored
-    column = f"{name}__group"
-    if column not in rows:
+    members, y, score = scored
+    member = members.get(name)
+    if member is None:
         return []
-    member = rows[column].astype("string").fillna("").to_numpy(object)
     usable = np.isfinite(y) & np.isfinite(score)
     split = {k: (y[(member == k) & usable], score[(member == k) & usable]) for k in groups}
     return [_roc(key, name, groups, split), _distributions(key, name, split, block)]
@@ -253,7 +268,10 @@ def _roc(key: str, name: str, groups: Mapping[str, Json], split: Mapping[str, tu
     text = "; ".join(c.label for c in curves if c.emphasis)
     svg = figures.roc_curves(curves, key=f"{key}-roc", summary=f"ROC curves by {words.group_label(name, name)}: {text}.", note=note)
     left_out = len(groups) - len(ranked)
-    caption = "The mark on a curve is where the model is used: its threshold. Groups of one attribute share the threshold, so marks far apart are a gap in equalized odds."
+    caption = (
+        "The mark on a curve is where the model is used: its threshold. Groups of one attribute "
+        "share the threshold, so marks far apart are a gap in equalized odds."
+    )
     caption += f" Of {len(groups)} groups the four lowest and three highest AUC are named." if not few else ""
     caption += f" No curve for {words.plural(left_out, 'group')} without an estimable AUC." if left_out else ""
     return picture(f"ROC curves by {words.group_label(name, name)}", svg, caption)
@@ -319,10 +337,13 @@ def _made(audit: Json) -> dict[str, Any]:
     made, sure = audit.get("provenance", {}), summary.confidence_of(audit)
     patients = made.get("min_patients", 10)
     paragraphs = [
-        f"Intervals ({sure}): patients, not images, are drawn with replacement, so that several images of one patient count as the one source of information they are. "
-        "Intervals of gaps invert the studentised maximum test: the plain percentile interval of a largest-minus-smallest difference almost never reaches 0, even where there is no gap.",
+        f"Intervals ({sure}): patients, not images, are drawn with replacement, so that several "
+        "images of one patient count as the one source of information they are. "
+        "Intervals of gaps invert the studentised maximum test: the plain percentile interval of a "
+        "largest-minus-smallest difference almost never reaches 0, even where there is no gap.",
         "p-values come from permuting group membership among patients; adjusted ones are corrected by Holm over the family named below.",
-        f"Not estimable: a rate needs at least {patients} patients in its denominator, AUC at least {patients} of each class. Such values are neither 0 nor left out in silence; gaps are over the groups that remain.",
+        f"Not estimable: a rate needs at least {patients} patients in its denominator, AUC at least {patients} of each "
+        "class. Such values are neither 0 nor left out in silence; gaps are over the groups that remain.",
         "Thresholds are chosen on validation rows and applied to the audited rows, unless a banner above says otherwise.",
     ]
     return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in flat(made)]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evenhand.report import figures, summary, tables, words
@@ -12,8 +13,12 @@ Json = Mapping[str, Any]
 LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "ece", "ece_corrected", "log_loss"})
 NO_DIRECTION = frozenset({"positive_rate", "prevalence", "calibration_slope", "calibration_intercept"})
 CHANGES = ("auc", "tpr", "fpr", "balanced_accuracy")
+SAID = ("auc", "tpr", "fpr")
 GAPS = ("auc", "equalized_odds", "demographic_parity")
-NO_VERDICT = "No verdict was raised: no group's change is clearly adverse, no run collapsed. This does not show that the runs are equally good for everyone."
+NO_VERDICT = (
+    "No verdict was raised: no group's change is clearly adverse, no run collapsed. "
+    "This does not show that the runs are equally good for everyone."
+)
 
 
 def compare_page(compare: Json) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def _label_view(key: str, name: str, block: Json, compare: Json) -> dict[str, An
 
 def _overall(runs: Sequence[str], block: Json, reference: str) -> tables.Table:
     """One row a run: overall measures with intervals and SD over seeds, and the paired change in AUC."""
-    metrics = [m for m in (*tables.MAIN, "balanced_accuracy", "brier") if any(m in block["overall"].get(run, {}) for run in runs)]
+    metrics = [m for m in tables.MAIN if any(m in block["overall"].get(run, {}) for run in runs)]
     changes = block.get("overall_changes", {})
     rows = []
     for run in runs:
@@ -108,14 +113,15 @@ def _attribute_view(key: str, name: str, attribute: Json, block: Json, compare: 
 
 
 def gained_and_lost(name: str, attribute: Json) -> list[tuple[str, str]]:
-    """For each run: which groups gained and which lost, in any measure whose interval excludes 0."""
+    """For each run: which groups gained and which lost in AUC, TPR or FPR, by intervals that exclude 0."""
     lines = []
     for run, groups in attribute.get("changes", {}).items():
         found: dict[str, list[str]] = {"gained": [], "lost": []}
         for group, metrics in groups.items():
-            for metric, change in metrics.items():
+            for metric in SAID:
+                change = metrics.get(metric)
                 side = direction(metric, change)
-                if side:
+                if side and change:
                     sign = "+" if change["value"] > 0 else ""
                     title = words.measure(metric).title.split(" (")[0]
                     found[side].append(f"{words.group_label(name, group)} ({title} {sign}{words.number(change['value'])})")
@@ -133,7 +139,9 @@ def _changes(name: str, attribute: Json) -> tables.Table | None:
         for run, groups in changes.items()
         for group, metrics in groups.items()
     ]
-    return tables.Table(("run: group", *(f"change in {words.measure(m).title.split(' (')[0]}" for m in found)), tuple(rows)) if rows else None
+    return (
+        tables.Table(("run: group", *(f"change in {words.measure(m).title.split(' (')[0]}" for m in found)), tuple(rows)) if rows else None
+    )
 
 
 def _levels(name: str, attribute: Json, compare: Json) -> tables.Table:
@@ -159,18 +167,17 @@ def _tradeoff(key: str, name: str, attribute: Json, block: Json, compare: Json) 
     text = f"Overall AUC against equalized odds difference by {title}. {'; '.join(said)}."
     axes = {"x_axis": f"equalized odds difference by {title}", "y_axis": "overall AUC"}
     svg = figures.tradeoff(places, key=f"{key}-tradeoff", summary=text, **axes)
-    caption = f"Up is better overall, left is a smaller gap; lines are {sure} intervals. A run far left but low has a small gap because it is poor for everyone."
+    caption = (
+        f"Up is better overall, left is a smaller gap; lines are {sure} intervals. A run "
+        "far left but low has a small gap because it is poor for everyone."
+    )
     return picture(f"Overall AUC against the gap by {title}", svg, caption)
 
 
 def _changes_forest(key: str, name: str, attribute: Json, compare: Json) -> Picture | None:
     title, sure = words.group_label(name, name), summary.confidence_of(compare)
     points = [
-        figures.Point(
-            f"{run}: {words.group_label(name, group)}",
-            *(metrics["auc"].get(part) for part in ("value", "lower", "upper")),
-            emphasis=bool(direction("auc", metrics["auc"])),
-        )
+        replace(_point(f"{run}: {words.group_label(name, group)}", metrics["auc"]), emphasis=bool(direction("auc", metrics["auc"])))
         for run, groups in attribute.get("changes", {}).items()
         for group, metrics in groups.items()
         if metrics.get("auc")
@@ -178,9 +185,13 @@ def _changes_forest(key: str, name: str, attribute: Json, compare: Json) -> Pict
     if not any(point.value is not None for point in points):
         return None
     said = "; ".join(f"{p.label} {words.number(p.value) or 'not estimable'}" for p in points)
-    look = {"axis": f"change in AUC against {compare['reference']}", "ends": ("worse", "better")}
+    look: dict[str, Any] = {"axis": f"change in AUC against {compare['reference']}", "ends": ("worse", "better")}
     svg = figures.forest(points, key=f"{key}-changes", summary=f"Change in AUC by {title}: {said}.", **look)
-    return picture(f"Who gained, who lost: AUC by {title}", svg, f"Same patients in both runs; lines are {sure} intervals; filled where the interval excludes 0.")
+    return picture(
+        f"Who gained, who lost: AUC by {title}",
+        svg,
+        f"Same patients in both runs; lines are {sure} intervals; filled where the interval excludes 0.",
+    )
 
 
 def _point(label: str, estimate: Json) -> figures.Point:
@@ -191,7 +202,11 @@ def _seed_cell(estimate: Json | None) -> tables.Cell:
     """Value, interval, and the SD over seeds where there are several."""
     cell = tables.estimate_cell(estimate)
     spread = (estimate or {}).get("sd_over_seeds")
-    return tables.Cell(cell.text, f"{cell.small}; SD {words.number(spread)}", cell.state) if cell.state == "ok" and spread is not None else cell
+    return (
+        tables.Cell(cell.text, f"{cell.small}\nSD {words.number(spread)}", cell.state)
+        if cell.state == "ok" and spread is not None
+        else cell
+    )
 
 
 def _change_cell(metric: str, change: Json | None, reference: bool = False, *, smaller: bool = False) -> tables.Cell:
@@ -204,7 +219,7 @@ def _change_cell(metric: str, change: Json | None, reference: bool = False, *, s
     text = f"{'+' if change['value'] > 0 else ''}{cell.text}"
     side = direction("fpr" if smaller else metric, change)
     word = {"gained": ("smaller" if smaller else "better", "▲", "up"), "lost": ("larger" if smaller else "worse", "▼", "down")}.get(side)
-    return tables.Cell(f"{word[1]} {text}", f"{cell.small}, {word[0]}", word[2]) if word else tables.Cell(text, cell.small)
+    return tables.Cell(f"{word[1]} {text}", f"{cell.small}\n{word[0]}", word[2]) if word else tables.Cell(text, cell.small)
 
 
 def _metrics(compare: Json, part: str) -> tuple[str, ...]:
@@ -218,7 +233,8 @@ def _summary(compare: Json) -> list[summary.Item]:
     what = f"{words.listing(others, 6)} against {reference}." if others else f"{reference} alone."
     times = compare.get("provenance", {}).get("bootstrap")
     certainty = (
-        f"Ranges are {sure} intervals from resampling patients{f' {words.count(times)} times' if times else ''}; changes are paired, patient by patient. "
+        f"Ranges are {sure} intervals from resampling patients{f' {words.count(times)} times' if times else ''}; "
+        "changes are paired, patient by patient. "
         "SD is the spread over seeds: how much training alone moves a number."
     )
     return [
@@ -228,7 +244,10 @@ def _summary(compare: Json) -> list[summary.Item]:
         summary.Item("How sure this is", (certainty,)),
         summary.Item(
             "What cannot be said",
-            ("A change whose interval includes 0 is neither shown nor ruled out. A smaller gap is no gain for anyone if it comes from a group that got worse.",),
+            (
+                "A change whose interval includes 0 is neither shown nor ruled out. A smaller "
+                "gap is no gain for anyone if it comes from a group that got worse.",
+            ),
         ),
     ]
 
@@ -256,12 +275,16 @@ def _gain_points(compare: Json) -> list[tuple[str, str]]:
     points, counts = [], {"gained": 0, "lost": 0}
     for label, block in compare["labels"].items():
         for name, attribute in block["attributes"].items():
-            lead = f"by {words.group_label(name, name)}, " if len(compare["labels"]) == 1 else f"{label}, by {words.group_label(name, name)}, "
+            lead = (
+                f"by {words.group_label(name, name)}, "
+                if len(compare["labels"]) == 1
+                else (f"{label}, by {words.group_label(name, name)}, ")
+            )
             points += [(lead[0].upper() + lead[1:] + run, f"{text}.") for run, text in gained_and_lost(name, attribute)]
             for groups in attribute.get("changes", {}).values():
                 for metrics in groups.values():
-                    for metric, change in metrics.items():
-                        side = direction(metric, change)
+                    for metric in SAID:
+                        side = direction(metric, metrics.get(metric))
                         counts[side] = counts[side] + 1 if side else counts.get(side, 0)
     if len(points) > 12:
         return [("Group measures:", f"{counts['gained']} clearly better, {counts['lost']} clearly worse; see each attribute below.")]
@@ -271,13 +294,18 @@ def _gain_points(compare: Json) -> list[tuple[str, str]]:
 def _facts(compare: Json) -> list[tuple[str, str]]:
     seeds = {run["name"]: run.get("seeds", []) for run in compare["runs"]}
     pairs = [("Reference", compare["reference"]), ("Images", words.count(compare["n"])), ("Patients", words.count(compare["n_patients"]))]
-    return pairs + [(f"Run {name}", f"{words.plural(len(found), 'seed')}: {', '.join(map(str, found))}" if found else "one run") for name, found in seeds.items()]
+    return pairs + [
+        (f"Run {name}", f"{words.plural(len(found), 'seed')}: {', '.join(map(str, found))}" if found else "one run")
+        for name, found in seeds.items()
+    ]
 
 
 def _made(compare: Json) -> dict[str, Any]:
     paragraphs = [
-        "A run's number is the mean over its seeds; its interval resamples patients and takes that mean anew each time. SD over seeds stands beside it.",
+        "A run's number is the mean over its seeds; its interval resamples patients and "
+        "takes that mean anew each time. SD over seeds stands beside it.",
         "A change is a run minus the reference on the same patients; its interval comes from resampling these patients for both at once.",
-        "Levelling down: a group's paired change is adverse and its interval excludes 0. Collapsed: the overall AUC's lower bound is at or below 0.5, or nearly all cases get the same decision.",
+        "Levelling down: a group's paired change is adverse and its interval excludes 0. Collapsed: the overall "
+        "AUC's lower bound is at or below 0.5, or nearly all cases get the same decision.",
     ]
     return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in flat(compare.get("provenance", {}))]}

@@ -99,7 +99,7 @@ def forest(
         reference: where "no difference" lies.
         ends: words for what lies left and right of the reference.
     """
-    left = _label_width([p.label for p in points])
+    left = _label_width([p.label for p in points], most=3.0)
     figure, axes = _canvas(
         left + 4.1, 0.29 * len(points) + (0.95 if ends else 0.75), left=left, bottom=0.68 if ends else 0.48, top=0.12, right=0.25
     )
@@ -345,12 +345,12 @@ def _legend(axes: Any, handles: Sequence[tuple[Any, str]], *, below: bool = Fals
         text.set_color(INK)
 
 
-def _label_width(labels: Sequence[str], most: float = 2.4) -> float:
+def _label_width(labels: Sequence[str], most: float = 2.9) -> float:
     """Inches that the longest label needs at 9 points."""
     return float(min(most, 0.25 + 0.078 * max((len(_short(label, 44)) for label in labels), default=0)))
 
 
-def _short(label: str, most: int = 30) -> str:
+def _short(label: str, most: int = 38) -> str:
     """A label on one line, cut where it is very long, and shown even when it begins with an underscore."""
     line = " ".join(label.split())
     line = line if len(line) <= most else line[: most - 1] + "…"
@@ -363,7 +363,7 @@ def _svg(figure: Any, key: str, summary: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"evenhand-{key}",
         "path.simplify": True,
@@ -372,7 +372,8 @@ def _svg(figure: Any, key: str, summary: str) -> str:
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     body = buffer.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<defs>\s*</defs>", "", body, flags=re.S)

@@ -60,9 +60,10 @@ def threshold_text(threshold: Any) -> str:
     rows = f"{words.count(threshold['n'])} " if threshold.get("n") is not None else ""
     chosen = f", chosen on {rows}{source}" if source else f", {threshold['source']}" if threshold.get("source") else ""
     note = f" {threshold['note']}." if threshold.get("note") else ""
-    return f"A case is called positive from a score of {words.number(threshold['value'])} on (rule: {threshold.get('rule', 'given')}{chosen}).{note}".replace(
-        "..", "."
-    )
+    return (
+        f"A case is called positive from a score of {words.number(threshold['value'])} "
+        f"on (rule: {threshold.get('rule', 'given')}{chosen}).{note}"
+    ).replace("..", ".")
 
 
 def rates_in_words(name: str, attribute: Json) -> str:
@@ -102,9 +103,15 @@ def _overall_few(audit: Json) -> list[str]:
         if not words.estimable(overall.get("auc")):
             lines.append(f"{lead}AUC cannot be estimated ({words.reason((overall.get('auc') or {}).get('reason')) or 'not computed'}).")
             continue
-        text = f"{lead}AUC {words.with_interval(overall['auc'], sure)}: of a positive and a negative case, the positive one gets the higher score {overall['auc']['value']:.0%} of the time."
+        text = (
+            f"{lead}AUC {words.with_interval(overall['auc'], sure)}: of a positive and a negative case, the "
+            f"positive one gets the higher score {overall['auc']['value']:.0%} of the time."
+        )
         if words.estimable(overall.get("tpr")) and words.estimable(overall.get("fpr")):
-            text += f" At its threshold the model finds {overall['tpr']['value']:.0%} of positive cases and falsely alarms for {overall['fpr']['value']:.0%} of negative ones."
+            text += (
+                f" At its threshold the model finds {overall['tpr']['value']:.0%} of positive cases "
+                f"and falsely alarms for {overall['fpr']['value']:.0%} of negative ones."
+            )
         lines.append(text)
     return lines
 
@@ -116,7 +123,10 @@ def _overall_many(audit: Json) -> list[str]:
     total = len(audit["labels"])
     if not ranked:
         return [f"AUC can be estimated for none of the {total} labels."]
-    text = f"AUC can be estimated for {len(ranked)} of {total} labels: from {ranked[0][0]:.2f} ({ranked[0][1]}) to {ranked[-1][0]:.2f} ({ranked[-1][1]})."
+    text = (
+        f"AUC can be estimated for {len(ranked)} of {total} labels: from {ranked[0][0]:.2f} "
+        f"({ranked[0][1]}) to {ranked[-1][0]:.2f} ({ranked[-1][1]})."
+    )
     collapsed = [
         label
         for label, b in audit["labels"].items()
@@ -186,7 +196,8 @@ def _certainty(audit: Json) -> list[str]:
     family = made.get("family") or {}
     if family.get("tests"):
         lines.append(
-            f"Adjusted p-values are corrected for {words.plural(family['tests'], 'test')} ({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])})."
+            f"Adjusted p-values are corrected for {words.plural(family['tests'], 'test')} "
+            f"({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])})."
         )
     return lines
 
@@ -195,9 +206,10 @@ def _limits(audit: Json) -> list[str]:
     lines = []
     holes = tables.not_estimable(audit["labels"])
     if holes:
-        groups = list(dict.fromkeys(f"{name} = {words.group_label(name, key)}" for _, name, key, _, _ in holes))
+        groups = list(dict.fromkeys(f"{words.group_label(name, name)} = {words.group_label(name, key)}" for _, name, key, _, _ in holes))
         lines.append(
-            f"Too few patients for at least one measure in {words.plural(len(groups), 'group')}: {words.listing(groups)}. Such cells say 'not estimable'; they are not 0 and enter no gap."
+            f"Too few patients for at least one measure in {words.plural(len(groups), 'group')}: "
+            f"{words.listing(groups)}. Such cells say 'not estimable'; they are not 0 and enter no gap."
         )
     missing = {name: a["n_missing"] for b in audit["labels"].values() for name, a in b["attributes"].items() if a.get("n_missing")}
     if missing:
@@ -208,7 +220,10 @@ def _limits(audit: Json) -> list[str]:
         lines.append(
             f"Unlabelled and therefore left out: {words.listing([f'{label} {words.count(n)}' for label, n in unlabelled.items()])}."
         )
-    lines += [str(text) for text in audit.get("provenance", {}).get("warnings", [])]
+    made = audit.get("provenance", {})
+    if made.get("n_dropped"):
+        lines.append(f"Left out because an attribute is not recorded: {words.plural(made['n_dropped'], 'image')}.")
+    lines += [str(text) for text in (*made.get("notes", []), *made.get("warnings", []))]
     lines.append(
         "Why groups differ: a gap may come from the model, from the labels, or from groups that differ in age, severity or equipment."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evenhand.report import words
@@ -65,11 +65,9 @@ def estimate_cell(estimate: Json | None, digits: int = 3) -> Cell:
     if not estimate:
         return Cell("–", "", "empty")
     if estimate.get("value") is None:
-        size = [] if estimate.get("n") is None else [f"n = {words.count(estimate['n'])}"]
-        said = words.reason(estimate.get("reason"))
-        return Cell(
-            "not estimable", ", ".join(part for part in [said, *([] if any(ch.isdigit() for ch in said) else size)] if part), "none"
-        )
+        said = words.brief_reason(estimate.get("reason"))
+        size = "" if estimate.get("n") is None or any(ch.isdigit() for ch in said) else f"n = {words.count(estimate['n'])}"
+        return Cell("not estimable", ", ".join(part for part in (said, size) if part), "none")
     lower, upper = estimate.get("lower"), estimate.get("upper")
     interval = "no interval" if lower is None or upper is None else f"{words.number(lower, digits)} to {words.number(upper, digits)}"
     return Cell(words.number(estimate["value"], digits), interval)
@@ -161,7 +159,7 @@ def heat_table(labels: Mapping[str, Json], metric: str = "auc") -> Table:
         for name, keys in attributes.items():
             attribute = block["attributes"].get(name, {"groups": {}})
             cells += _heat_cells(attribute, keys, metric)
-            cells.append(estimate_cell(attribute.get("gaps", {}).get(metric), 2))
+            cells.append(replace(heat_cell(attribute.get("gaps", {}).get(metric)), shade=None))
         rows.append(Row(label, tuple(cells)))
     return Table(tuple(columns), tuple(rows))
 
@@ -170,8 +168,8 @@ def heat_cell(estimate: Json | None) -> Cell:
     """An AUC with a shade: 0 from 0.9 up, one step darker per 0.08 below."""
     cell = estimate_cell(estimate, 2)
     if cell.state != "ok" or estimate is None:
-        return Cell("n/e" if cell.state == "none" else cell.text, cell.small, cell.state)
-    return Cell(cell.text, cell.small, cell.state, min(5, max(0, int((0.98 - float(estimate["value"])) / 0.08))))
+        return Cell("n/e" if cell.state == "none" else cell.text, "", cell.state)
+    return Cell(cell.text, cell.small.replace(" to ", "–"), cell.state, min(5, max(0, int((0.98 - float(estimate["value"])) / 0.08))))
 
 
 def spans(labels: Mapping[str, Json]) -> list[tuple[str, int]]:
@@ -215,7 +213,7 @@ def _heat_cells(attribute: Json, keys: Sequence[str], metric: str) -> list[Cell]
 def _group_row(name: str, block: Json, metrics: Sequence[str], kind: str) -> Row:
     counts = tuple(count_cell(block.get(key)) for key in ("n", "n_patients", "n_positive"))
     cells = tuple(estimate_cell(block.get(metric)) for metric in metrics)
-    said = {cell.small for cell in cells}
+    said = {words.reason(block[metric].get("reason")) for metric in metrics if block.get(metric)}
     if cells and len(said) == 1 and all(cell.state == "none" for cell in cells):
         return Row(name, counts, kind, f"not estimable: {said.pop()}")
     return Row(name, counts + cells, kind)

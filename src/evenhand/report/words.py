@@ -6,6 +6,7 @@ keeps it so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class Measure:
 MEASURES: dict[str, Measure] = {
     "auc": Measure(
         "AUC",
-        "Take one positive and one negative case at random: how often does the positive one get the higher score? 0.5 is a coin toss, 1 is always.",
+        "Take one positive and one negative case at random: how often does the positive "
+        "one get the higher score? 0.5 is a coin toss, 1 is always.",
         "P(S₁ > S₀) + ½ P(S₁ = S₀), S₁ a score given Y = 1, S₀ a score given Y = 0",
     ),
     "average_precision": Measure(
@@ -81,7 +83,8 @@ MEASURES: dict[str, Measure] = {
     ),
     "equalized_odds": Measure(
         "equalized odds difference",
-        "The larger of two gaps: that in the share of positive cases found (TPR) and that in the share of false alarms (FPR). 0 is no difference.",
+        "The larger of two gaps: that in the share of positive cases found (TPR) and "
+        "that in the share of false alarms (FPR). 0 is no difference.",
         "max over y of [max_a P(D = 1 | Y = y, A = a) − min_a P(D = 1 | Y = y, A = a)]",
         "gap",
     ),
@@ -99,7 +102,8 @@ MEASURES: dict[str, Measure] = {
     ),
     "demographic_parity": Measure(
         "demographic parity difference",
-        "The gap in the share of all cases called positive. It is expected to differ from 0 where groups truly differ in how often they are ill.",
+        "The gap in the share of all cases called positive. It is expected to differ "
+        "from 0 where groups truly differ in how often they are ill.",
         "max_a P(D = 1 | A = a) − min_a P(D = 1 | A = a)",
         "gap",
     ),
@@ -160,6 +164,18 @@ def gap_kind(name: str) -> str:
 def reason(text: str | None) -> str:
     """Why an estimate could not be made, in words."""
     return REASONS.get(text or "", (text or "").replace("_", " "))
+
+
+def brief_reason(text: str | None) -> str:
+    """A reason short enough for a cell of a wide table; one of another form is kept whole.
+
+    Example:
+        >>> brief_reason("8 patients of the smaller class, at least 10 are needed")
+        '8 patients, needs 10'
+    """
+    said = reason(text)
+    found = re.fullmatch(r"(\d+ patients?) (?:of|in) [^,]*, at least (\d+) are needed", said)
+    return f"{found[1]}, needs {found[2]}" if found else said
 
 
 def group_label(attribute: str, key: str) -> str:
