@@ -86,7 +86,7 @@ def test_eight_bits_and_colour(tmp_path: Path) -> None:
 def test_voi_table(tmp_path: Path) -> None:
     table = Dataset()
     table.add_new(0x00283002, "US", [4096, 0, 16])
-    table.add_new(0x00283006, "US", list((np.arange(4096) ** 2 // 257).clip(0, 65535)))
+    table.add_new(0x00283006, "US", (np.arange(4096) ** 2 // 257).clip(0, 65535).tolist())
     write(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table])
     expected = (RAMP.astype(np.int64) ** 2 // 257).clip(0, 65535)
     assert np.abs(read_image(tmp_path / "a.dcm").astype(int) - expected).max() <= 1
@@ -99,7 +99,7 @@ def test_compressed_syntax_is_named(tmp_path: Path) -> None:
 
     data.PixelData = encapsulate([b"\xff\x4f" + bytes(20)])
     data["PixelData"].is_undefined_length = True
-    data.save_as(tmp_path / "a.dcm")
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     with pytest.raises(ImageError, match=r"JPEG 2000.*1\.2\.840\.10008\.1\.2\.4\.90.*compressed"):
         read_image(tmp_path / "a.dcm")
 

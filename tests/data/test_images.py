@@ -138,7 +138,7 @@ def test_numpy_layouts_and_types(tmp_path: Path) -> None:
         (np.full((3, 3), 1.5), "must lie in"),
         (np.full((3, 3), np.nan), "must lie in"),
         (np.zeros((3, 3), np.int32), "must be uint8"),
-        (np.zeros((3, 3, 5), np.uint8), "has shape"),
+        (np.zeros((4, 3, 5), np.uint8), "has shape"),
         (np.zeros((0, 3), np.uint8), "is empty"),
     ],
 )

@@ -262,14 +262,11 @@ def _is_deep_colour_png(data: bytes) -> bool:
 
 
 def _decode_deep_colour_png(data: bytes) -> Pixels:
-    import torch
-    from torchvision.io import decode_image
+    from evenhand.data.png import decode_deep_png
 
-    planes = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy()
-    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
-    if data[25] in (4, 6):
-        pixels = cast(npt.NDArray[Any], _on_black(pixels))
-    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    values = decode_deep_png(data)
+    pixels = _on_black(values) if data[25] in (4, 6) else values
+    return cast(Pixels, pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
