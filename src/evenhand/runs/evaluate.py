@@ -64,7 +64,8 @@ def _own_results(run: RunFolder) -> pd.DataFrame:
 
 def _evaluate_one(run: RunFolder, name: str, folder: str, config: EvaluateConfig, target: Path) -> pd.DataFrame:
     data = PreparedData.open(folder)
-    predictor, trained = load_predictor(run, data.root / "embeddings")
+    loaded = load_predictor(run, data.root / "embeddings")
+    predictor, trained = loaded.predictor, loaded.config
     rows = _rows_of(data, run, trained, config.split)
     predictions = score(predictor, rows, ("test",), trained.seed)
     audit = _judge(predictions, rows, run, config.audit, trained)

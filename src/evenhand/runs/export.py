@@ -13,8 +13,7 @@ import torch
 from evenhand.config.schema import ExportConfig
 from evenhand.errors import InputError
 from evenhand.methods.predictors import HeadPredictor, ModelPredictor
-from evenhand.models import ImageClassifier, build_classifier
-from evenhand.random import derive_seed
+from evenhand.models import ImageClassifier
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.results import load_predictor, stored_thresholds
 
@@ -42,10 +41,11 @@ def export(config: ExportConfig) -> Path:
     run, out = RunFolder(config.model), Path(config.out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"out={out} is not empty; give an empty or a new folder")
-    predictor, trained = load_predictor(run)
+    loaded = load_predictor(run)
+    predictor = loaded.predictor
     if isinstance(predictor, HeadPredictor):
-        n_outputs = len(predictor.bias)
-        model = build_classifier(trained.model, n_outputs, derive_seed(trained.seed, "head"))
+        model = loaded.encoder.classifier
+        model.network.reset_classifier(len(predictor.bias))
         put_head(model, torch.as_tensor(predictor.weight), torch.as_tensor(predictor.bias))
     elif isinstance(predictor, ModelPredictor):
         model = predictor.model
@@ -83,7 +83,16 @@ def _write(model: ImageClassifier, run: RunFolder, folder: Path) -> None:
 
     info: dict[str, Any] = run.info
     names = info["classes"] or info["labels"]
-    save_for_hf(model.network, str(folder), model_config={"pretrained_cfg": model.pretrained_cfg(), "label_names": names}, safe_serialization=True)
+    base = dict(getattr(model.network, "pretrained_cfg", None) or {})
+    seen = {
+        "input_size": [model.channels, *model.input_size],
+        "mean": [float(value) for value in model.mean.flatten()],
+        "std": [float(value) for value in model.std.flatten()],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "fixed_input_size": False,
+    }
+    save_for_hf(model.network, str(folder), model_config={"pretrained_cfg": {**base, **seen}, "label_names": names}, safe_serialization=True)
     facts = {
         "schema": "evenhand.export/1",
         "architecture": model.name,

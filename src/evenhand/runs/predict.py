@@ -65,7 +65,7 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _score_prepared(run: RunFolder, data: PreparedData, split: str | None) -> pd.DataFrame:
-    predictor, _ = load_predictor(run, data.root / "embeddings")
+    predictor = load_predictor(run, data.root / "embeddings").predictor
     rows = positions(np.asarray(data.split, dtype=object), split)
     attributes = [name for name in run.info["attributes"] if all(part in data.table for part in name.split("*"))]
     groups = {name: item.take(rows) for name, item in data.groups(attributes).items()}
@@ -89,7 +89,7 @@ def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"data={folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    predictor, _ = load_predictor(run)
+    predictor = load_predictor(run).predictor
     if predictor.needs_groups:
         raise InputError(f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that")
     trained_on = PreparedData.open(run.info["data"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.methods.base import Predictor, Result, Task
 from evenhand.methods.predictors import predictor_from_state
 from evenhand.models import build_classifier
-from evenhand.random import derive_seed
 from evenhand.data.files import write_atomic
 from evenhand.runs.folder import RunFolder, write_json, write_text
 from evenhand.runs.task import Encoder, Rows, pick_device
@@ -132,7 +132,16 @@ def load_config(run: RunFolder) -> TrainConfig:
     return config
 
 
-def load_predictor(run: RunFolder, embeddings: Path | None = None) -> tuple[Predictor, TrainConfig]:
+@dataclass(frozen=True)
+class Loaded:
+    """A finished run taken up again: what scores, the configuration, and the frozen encoder (built when first used)."""
+
+    predictor: Predictor
+    config: TrainConfig
+    encoder: Encoder
+
+
+def load_predictor(run: RunFolder, embeddings: Path | None = None) -> Loaded:
     """Restore a finished run's predictor.
 
     Args:
@@ -156,15 +165,18 @@ def load_predictor(run: RunFolder, embeddings: Path | None = None) -> tuple[Pred
                 f"the encoder's weights are not those the run {run.root} was trained with (sha256 {now[:12]}, expected "
                 f"{run.info['model_hash'][:12]}); put the same checkpoint at {config.model.checkpoint or config.model.name}"
             )
-    seed = derive_seed(config.seed, "head")
+    architecture = config.model
+    if meta["type"] == "model" and architecture.checkpoint and not Path(architecture.checkpoint).exists():
+        # the run holds every weight of the tuned network: where it started from is not needed
+        architecture = replace(architecture, checkpoint=None, pretrained=False, **run.info["architecture"])
     predictor = predictor_from_state(
         meta,
         load_file(run.root / "model.safetensors"),
         embed=encoder.embed,
-        build_model=lambda n_outputs: build_classifier(config.model, n_outputs, seed),
+        build_model=lambda n_outputs: build_classifier(architecture, n_outputs, config.seed),
         device=device,
     )
-    return predictor, config
+    return Loaded(predictor, config, encoder)
 
 
 def stored_thresholds(run: RunFolder) -> dict[str, float]:
@@ -172,8 +184,9 @@ def stored_thresholds(run: RunFolder) -> dict[str, float]:
     audit = json.loads((run.root / "audit.json").read_text())
     chosen: dict[str, float] = {}
     for name, item in audit["labels"].items():
-        threshold = item["threshold"]
-        chosen[name] = float(threshold["value"] if isinstance(threshold, dict) else threshold)
+        value = item["threshold"]["value"]
+        if value is not None:
+            chosen[name] = float(value)
     return chosen
 
 

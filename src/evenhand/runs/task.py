@@ -21,7 +21,6 @@ from evenhand.data.splits import redraw_validation
 from evenhand.errors import InputError, TableError
 from evenhand.methods.base import Images, Split, Store, Task
 from evenhand.models import EmbeddingCache, ImageClassifier, LocalEmbedder, build_classifier
-from evenhand.random import derive_seed
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +216,7 @@ def make_task(config: TrainConfig, rows: Rows, seed: int, store: Store, report: 
     encoder = Encoder(config.model, config.seed, device, folder, progress=config.trainer.progress)
 
     def build_model(n_outputs: int) -> ImageClassifier:
-        return build_classifier(config.model, n_outputs, derive_seed(seed, "head"))
+        return build_classifier(config.model, n_outputs, seed)
 
     task = Task(
         train=rows.take("train"),

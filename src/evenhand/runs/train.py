@@ -126,6 +126,7 @@ def _provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
         "split_redrawn": redraw,
         "n_images": counts,
         "model_hash": encoder.fingerprint,
+        "architecture": {"name": encoder.classifier.name, "input_size": list(encoder.classifier.input_size)},
         "kind": rows.kind,
         "labels": list(rows.labels),
         "classes": list(rows.data.spec.classes),
