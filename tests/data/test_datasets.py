@@ -51,7 +51,8 @@ def test_a_prepared_data_set_opens_with_everything(cohort: Path) -> None:
 
 def test_opening_does_not_import_torch(cohort: Path) -> None:
     prepare(cohort)
-    code = f"import sys; from evenhand.data.datasets import PreparedData; PreparedData.open({str(cohort.parent / 'out')!r}); print('torch' in sys.modules)"
+    folder = str(cohort.parent / "out")
+    code = f"import sys; from evenhand.data.datasets import PreparedData; PreparedData.open({folder!r}); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "False"
 
 

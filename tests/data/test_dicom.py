@@ -104,7 +104,9 @@ def test_compressed_syntax_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "a.dcm")
 
 
-@pytest.mark.parametrize(("tags", "words"), [({"NumberOfFrames": 3}, "3 frames"), ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE")])
+@pytest.mark.parametrize(
+    ("tags", "words"), [({"NumberOfFrames": 3}, "3 frames"), ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE")]
+)
 def test_frames_and_palettes_are_refused(tmp_path: Path, tags: dict[str, Any], words: str) -> None:
     write(tmp_path / "a.dcm", RAMP, **tags)
     with pytest.raises(ImageError, match=words):

@@ -103,7 +103,7 @@ def test_a_cut_jpeg_is_found_even_by_its_last_two_bytes(tmp_path: Path, missing:
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # another library may have set it
     try:
-        with pytest.raises(ImageError, match="truncated|not an image|Truncated|broken"):
+        with pytest.raises(ImageError, match=r"truncated|not an image|Truncated|broken"):
             read_image(tmp_path / "a.jpg")
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
