@@ -122,7 +122,7 @@ def test_every_gap_holds_zero_exactly_when_its_p_is_not_small(make_table: Callab
 
 
 def test_small_groups_are_not_estimable_and_in_no_gap(make_table: Callable[..., pd.DataFrame], quick: AuditConfig) -> None:
-    frame = make_table(240)
+    frame = make_table(480)
     frame.loc[frame.patient_id == "p1", "sex"] = "other"
     found = _run(frame, quick, ("sex",))
     part = found["labels"]["y"]["attributes"]["sex"]

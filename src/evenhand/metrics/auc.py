@@ -99,7 +99,7 @@ def weighted_auc(rows: RankedRows, weights: FloatArray) -> FloatArray:
 def _unit_sums(values: FloatArray, unit: IntArray, n_units: int) -> FloatArray:
     """Sum of the rows of every unit: (n, b) -> (n_units, b)."""
     if n_units * len(unit) <= _DENSE:
-        return (np.arange(n_units)[:, None] == unit).astype(float) @ values
+        return np.asarray((np.arange(n_units)[:, None] == unit).astype(float) @ values)
     sums = np.zeros((n_units, values.shape[1]))
     order = np.argsort(unit, kind="stable")
     present, start = np.unique(unit[order], return_index=True)
