@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from evenhand.config.compose import compose as compose
     from evenhand.data.sources.csv import prepare_csv as prepare_csv
     from evenhand.data.synthetic import make_cohort as make_cohort
-    from evenhand.runs.audit import audit as audit
     from evenhand.evaluation.compare import compare as compare
+    from evenhand.runs.audit import audit as audit
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
     from evenhand.runs.predict import predict as predict
