@@ -35,7 +35,16 @@ def attribute(keys: list[str], broken: bool = False, missing: bool = True) -> di
 
 def audit(labels: tuple[str, ...] = ("malignant",), keys: dict[str, list[str]] | None = None, broken: bool = False) -> dict[str, Any]:
     keys = {"sex": ["f", "m"]} if keys is None else keys
-    verdict = {"code": "gap", "label": labels[0], "attribute": "sex", "group": None, "metric": "auc", "value": 0.12, "lower": 0.02, "upper": 0.2}
+    verdict = {
+        "code": "gap",
+        "label": labels[0],
+        "attribute": "sex",
+        "group": None,
+        "metric": "auc",
+        "value": 0.12,
+        "lower": 0.02,
+        "upper": 0.2,
+    }
     return {
         "schema": "evenhand.audit/1",
         "kind": "binary" if len(labels) == 1 else "multilabel",
@@ -50,14 +59,23 @@ def audit(labels: tuple[str, ...] = ("malignant",), keys: dict[str, list[str]] |
             for label in labels
         },
         "verdicts": [{**verdict, "text": f"{labels[0]}: AUC differs by sex."}],
-        "provenance": {"version": "0.1.0", "seed": 7, "bootstrap": 1000, "confidence": 0.95, "bins": {}, "family": {"metrics": ["auc"], "tests": 2}},
+        "provenance": {
+            "version": "0.1.0",
+            "seed": 7,
+            "bootstrap": 1000,
+            "confidence": 0.95,
+            "bins": {},
+            "family": {"metrics": ["auc"], "tests": 2},
+        },
     }
 
 
 def predictions(labels: tuple[str, ...] = ("malignant",), keys: dict[str, list[str]] | None = None, n: int = 300) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     keys = {"sex": ["f", "m"]} if keys is None else keys
-    frame = pd.DataFrame({"image": [f"secret-{i}.png" for i in range(n)], "patient_id": [f"patient-{i // 2}" for i in range(n)], "split": "test"})
+    frame = pd.DataFrame(
+        {"image": [f"secret-{i}.png" for i in range(n)], "patient_id": [f"patient-{i // 2}" for i in range(n)], "split": "test"}
+    )
     for label in labels:
         y, tail = rng.integers(0, 2, n), "" if len(labels) == 1 else f"_{label}"
         frame[f"y_true{tail}"], frame[f"y_score{tail}"] = y, 1 / (1 + np.exp(-(rng.normal(size=n) + y)))
@@ -71,7 +89,9 @@ def compare(runs: tuple[str, ...] = ("probe", "dro")) -> dict[str, Any]:
         return {**estimate(value), "sd_over_seeds": 0.011, "seeds": [value]}
 
     levels = {run: {"auc": seeded(0.8), "tpr": seeded(0.7), "fpr": seeded(0.2)} for run in runs}
-    changes = {run: {"f": {"auc": estimate(-0.09), "fpr": estimate(-0.08)}, "m": {"auc": estimate(0.01), "fpr": hole()}} for run in runs[1:]}
+    changes = {
+        run: {"f": {"auc": estimate(-0.09), "fpr": estimate(-0.08)}, "m": {"auc": estimate(0.01), "fpr": hole()}} for run in runs[1:]
+    }
     view = {
         "groups": {"f": levels, "m": levels},
         "gaps": {run: {"auc": seeded(0.1), "equalized_odds": seeded(0.2)} for run in runs},
@@ -85,7 +105,11 @@ def compare(runs: tuple[str, ...] = ("probe", "dro")) -> dict[str, Any]:
         "n": 100,
         "n_patients": 50,
         "labels": {
-            "malignant": {"overall": levels, "overall_changes": {run: {"auc": estimate(-0.01)} for run in runs[1:]}, "attributes": {"sex": view}}
+            "malignant": {
+                "overall": levels,
+                "overall_changes": {run: {"auc": estimate(-0.01)} for run in runs[1:]},
+                "attributes": {"sex": view},
+            }
         },
         "verdicts": [{"code": "levelling_down", "run": runs[-1], "label": "malignant", "text": "dro: f got worse."}],
         "provenance": {"version": "0.1.0", "seed": 0, "confidence": 0.95, "bootstrap": 500},

@@ -269,8 +269,8 @@ def _roc(key: str, name: str, groups: Mapping[str, Json], split: Mapping[str, tu
     svg = figures.roc_curves(curves, key=f"{key}-roc", summary=f"ROC curves by {words.group_label(name, name)}: {text}.", note=note)
     left_out = len(groups) - len(ranked)
     caption = (
-        "The mark on a curve is where the model is used: its threshold. Groups of one attribute "
-        "share the threshold, so marks far apart are a gap in equalized odds."
+        "The mark on a curve is where the model is used: its threshold. "
+        "Marks far apart are a gap in equalized odds."
     )
     caption += f" Of {len(groups)} groups the four lowest and three highest AUC are named." if not few else ""
     caption += f" No curve for {words.plural(left_out, 'group')} without an estimable AUC." if left_out else ""
