@@ -96,8 +96,8 @@ def plain_solve(spec: HeadSpec) -> Solve:
 
     def solve(problem: LogisticProblem, label: int) -> tuple[Array, dict[str, Any]]:
         found = problem.solve(max_iter=spec.max_iter, tol=spec.tol)
-        record = {"objective": found.value, "gradient": found.gradient, "iterations": found.n_iter, "converged": found.converged}
-        return found.theta, record
+        record = {"objective": found.value, "gradient": found.gradient, "iterations": found.n_iter}
+        return found.theta, {**record, "evaluations": found.n_eval, "converged": found.converged}
 
     return solve
 
