@@ -266,7 +266,7 @@ def _decode_deep_colour_png(data: bytes) -> Pixels:
 
     values = decode_deep_png(data)
     pixels = _on_black(values) if data[25] in (4, 6) else values
-    return cast(Pixels, pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
