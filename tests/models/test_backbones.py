@@ -121,3 +121,28 @@ def test_keep_head_restores_a_finished_classifier(tmp_path):
     model = build_classifier(ModelConfig(name="auto", checkpoint=str(tmp_path / "run"), input_size=[32, 32]), 2, 0, keep_head=True)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(model(images), source(images))
+
+
+def test_without_a_head_it_still_embeds():
+    model = small(n_outputs=0)
+    assert model.embed(torch.rand(2, 3, 32, 32)).shape == (2, model.dim)
+    assert model.dim == small().dim
+
+
+def test_from_scratch_keeps_the_description_and_ignores_the_weights(tmp_path):
+    source = small(5)
+    timm.models._hub.save_for_hf(source.network, tmp_path / "run", safe_serialization=True, data_config={"mean": (0.1, 0.2, 0.3)})
+    config = ModelConfig(name="auto", checkpoint=str(tmp_path / "run"), input_size=[32, 32])
+    scratch, loaded = build_classifier(config, 1, 0, from_scratch=True), build_classifier(config, 1, 0)
+    assert torch.equal(scratch.mean, loaded.mean)
+    assert torch.equal(loaded.network.conv_stem.weight, source.network.conv_stem.weight)
+    assert not torch.equal(scratch.network.conv_stem.weight, source.network.conv_stem.weight)
+    assert scratch.source == "random weights"
+
+
+def test_mobilenet_export_names_itself(tmp_path):
+    model = build_classifier(ModelConfig(name="mobilenetv1_075", input_size=[32, 32]), 2, 0)
+    timm.models._hub.save_for_hf(model.network, tmp_path / "run", safe_serialization=True)
+    again = build_classifier(ModelConfig(name="auto", checkpoint=str(tmp_path / "run"), input_size=[32, 32]), 2, 0, keep_head=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(again(images), model(images))
