@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -262,3 +263,29 @@ def test_warnings_stay_errors_in_the_reading_thread(lab):
     object.__setattr__(train, "x", Warner(train.x.pixels))
     with pytest.raises(UserWarning, match="bad image"):
         train_model(lab.model(), train, lab.split(0), lab.setup())
+
+
+class TinyTransformer(nn.Module):
+    """A wrapper like the product's classifier, around a timm vision transformer of two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2, "global_pool": "avg", "drop_path_rate": 0.2}
+        self.network = timm.create_model("vit_tiny_patch16_224", num_classes=1, **options)
+
+    def forward(self, images):
+        return self.network(images - 0.5)
+
+
+PUBLISHED = {
+    "dne": {"lr": None, "base_lr": 2.5e-4, "layer_decay": 0.55, "weight_decay": 0.05, "warmup_epochs": 1, "min_lr": 1e-5},
+    "bmft": {"optimizer": "sgd", "lr": 0.03, "momentum": 0.9, "schedule": "plateau", "clip_norm": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_can_be_written_and_run(lab, name):
+    setup = lab.setup(augment="published_dne" if name == "dne" else "none", max_epochs=2, **PUBLISHED[name])
+    outcome = train_model(TinyTransformer(), lab.split(20, channels=3), lab.split(20, seed=1, channels=3), setup)
+    assert outcome.stopped_epoch == 2
+    assert outcome.history[1]["lr"] == pytest.approx({"dne": 1e-5 + (2.5e-4 / 16 - 1e-5) / 2, "bmft": 0.03}[name])
