@@ -215,8 +215,8 @@ def make_task(config: TrainConfig, rows: Rows, seed: int, store: Store, report: 
     folder = Path(config.embeddings) if config.embeddings else rows.data.root / "embeddings"
     encoder = Encoder(config.model, config.seed, device, folder, progress=config.trainer.progress)
 
-    def build_model(n_outputs: int) -> ImageClassifier:
-        return build_classifier(config.model, n_outputs, seed)
+    def build_model(n_outputs: int, /, *, from_scratch: bool = False) -> ImageClassifier:
+        return build_classifier(config.model, n_outputs, seed, from_scratch=from_scratch)
 
     task = Task(
         train=rows.take("train"),
