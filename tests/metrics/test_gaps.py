@@ -8,8 +8,9 @@ from fairlearn import metrics as outside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenhand.metrics import GroupValue, all_gaps, make_cell
+from evenhand.metrics import GroupValue, all_gaps, critical_value, make_cell, null_maxima
 from evenhand.metrics.gaps import difference_limits, metric_gap, worst_group
+from evenhand.metrics.permutation import largest_difference
 
 
 def _members(y: np.ndarray, s: np.ndarray, d: np.ndarray, g: np.ndarray) -> dict[str, list[GroupValue]]:
@@ -79,3 +80,20 @@ def test_worst_is_the_bad_end_of_each_metric() -> None:
     assert worst_group("auc", members) == {"group": "b", "value": 0.6, "lower": 0.4, "upper": 0.9}
     assert worst_group("fpr", members) == {"group": "a", "value": 0.8, "lower": 0.7, "upper": 0.95}
     assert worst_group("positive_rate", members) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "metric"), [(2, "auc"), (5, "auc"), (2, "tpr"), (5, "tpr")])
+def test_limits_reach_zero_in_95_of_100_audits_without_a_gap(k: int, metric: str) -> None:
+    covered, runs, images = 0, 300, 2
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        unit = np.repeat(np.arange(70 * k), images)
+        y = np.repeat((rng.random(70 * k) < 0.4).astype(int), images)
+        z = np.repeat(rng.normal(size=70 * k), images) + 0.5 * rng.normal(size=len(y)) + 1.5 * y - 0.7
+        cell = make_cell(y, 1 / (1 + np.exp(-z)), (z > 0).astype(int), unit)
+        codes = np.arange(70 * k) % k
+        moments = [cell.moments((metric,), (codes == group)[:, None].astype(float))[metric] for group in range(k)]
+        observed = largest_difference(np.array([value for value, _ in moments]), np.array([spread for _, spread in moments]))[0]
+        covered += observed <= critical_value(null_maxima(cell, codes, {metric: np.arange(k)}, {metric: 199}, rng)[metric], 0.95)
+    assert 0.92 <= covered / runs <= 0.98
