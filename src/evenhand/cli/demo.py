@@ -1,0 +1,69 @@
+"""`evenhand demo`: the whole story on a synthetic cohort, offline, in about a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from evenhand.runs.demo import DemoResult
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for cohort, runs and reports.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the cohort and of every method.")] = 0,
+    kind: Annotated[str, typer.Option("--kind", help="Images to draw: chest (grey films) or skin (colour photographs).")] = "chest",
+    patients: Annotated[int, typer.Option("--patients", min=40, help="Patients in the cohort.")] = 1500,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Methods to train, separated by commas; the first is the reference.")
+    ] = "linear_probe,reweight,dfr,eo_head",
+) -> None:
+    """Make a synthetic cohort with a planted bias, train a plain probe and mitigations, audit and compare them.
+
+    The trace of one group is in its images, and disease is more frequent in that group's training data, so a model gains
+    by reading the trace. Because the bias is planted, the true dependence on the group can be measured: each test image
+    has a twin that differs in the trace alone.
+    """
+    from rich.console import Console
+
+    from evenhand.optional import require_torch
+
+    require_torch()
+
+    from evenhand.data.synthetic import SyntheticConfig
+    from evenhand.runs.demo import demo
+
+    console = Console(highlight=False)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    cohort = SyntheticConfig(kind=kind, n_patients=patients, seed=seed)
+    result = demo(out, seed, cohort=cohort, methods=names, report=lambda text: console.print(f"· {text}", markup=False))
+    show_demo(result, console)
+
+
+def show_demo(result: DemoResult, console: object | None = None) -> None:
+    """Print one row a method: overall AUC, gaps with intervals, true dependence; then what was planted, and the reports."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from evenhand.cli.audit import short
+
+    screen = console if isinstance(console, Console) else Console(highlight=False)
+    attributes = list(result.runs[0].gaps)
+    sizes = ", ".join(f"{name} {n}" for name, n in result.runs[0].groups["group"].items())
+    view = Table("method", "overall AUC", *(f"equalized odds by {name}" for name in attributes), "decisions that flip\nwith the trace")
+    for run in result.runs:
+        gaps = [short(dict(run.gaps[name])) for name in attributes]
+        view.add_row(run.method, short(dict(run.auc)), *gaps, f"{run.dependence.flip_rate:.1%} of {run.dependence.n}")
+    screen.print(view)
+    perfect, shortcut = result.expected["perfect"], result.expected["shortcut"]
+    screen.print(
+        f"Test images: {sizes}. Estimates with 95% intervals from a patient bootstrap. Planted: a model that sees only the disease "
+        f"would have AUC {perfect.auc:.2f} and a gap of {perfect.equalized_odds:.2f} by group; one that sees only the trace {shortcut.auc:.2f} and "
+        f"{shortcut.equalized_odds:.2f}. Age was given no effect.",
+        markup=False,
+    )
+    for run in result.runs:
+        screen.print(f"Report of {run.method}: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+    screen.print(f"Comparison: {result.report}", markup=False, soft_wrap=True)

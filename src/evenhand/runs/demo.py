@@ -1,0 +1,187 @@
+"""`evenhand demo`: the whole story on a synthetic cohort whose bias is planted, so that what is found can be checked.
+
+Make a cohort -> write PNG files and a CSV -> prepare -> train a plain probe and mitigations on the bundled encoder ->
+audit each -> compare -> measure how much each really depends on the attribute, with counterfactual twins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evenhand.config.methods import METHOD_CONFIGS
+from evenhand.config.schema import AuditConfig, DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from evenhand.data.cache import CachedImages, build_cache
+from evenhand.data.datasets import PreparedData
+from evenhand.data.sources.csv import prepare_csv
+from evenhand.data.synthetic import Dependence, SyntheticConfig, dependence, make_cohort, write_cohort
+from evenhand.data.synthetic_theory import ExpectedPerformance, expected_performance
+from evenhand.errors import InputError
+from evenhand.runs.folder import RunFolder, write_json, write_text
+from evenhand.runs.results import load_predictor, stored_thresholds
+from evenhand.runs.train import train
+
+log = logging.getLogger(__name__)
+
+METHODS = ("linear_probe", "reweight", "dfr", "eo_head")
+MODALITY = {"chest": "chest_film", "skin": "dermoscopy"}
+ATTRIBUTES = ("group", "age")
+AGE_EDGES = (0.0, 60.0, 200.0)
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One method's outcome.
+
+    Attributes:
+        method: its registry name.
+        folder: the run folder, with report.html.
+        auc: overall AUC on the test rows: value, lower, upper.
+        gaps: attribute -> equalized-odds difference: value, lower, upper, p.
+        groups: attribute -> group -> number of test images.
+        dependence: test decisions and scores against those of the counterfactual twins.
+    """
+
+    method: str
+    folder: Path
+    auc: Mapping[str, Any]
+    gaps: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Mapping[str, int]]
+    dependence: Dependence
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What `demo` made: ``root`` holds cohort/, data/, a run folder a method, and ``report``, the comparison."""
+
+    root: Path
+    report: Path
+    cohort: SyntheticConfig
+    expected: Mapping[str, ExpectedPerformance]
+    runs: tuple[DemoRun, ...]
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    seed: int = 0,
+    *,
+    cohort: SyntheticConfig | None = None,
+    methods: Sequence[str] = METHODS,
+    audit: AuditConfig | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> DemoResult:
+    """Run the whole path on a synthetic cohort. The same call goes on where a killed one stopped.
+
+    Args:
+        out: folder for everything; new, empty, or from the same call.
+        seed: of the cohort and of every method.
+        cohort: another cohort than the default one (its own ``seed`` counts then, for its images).
+        methods: registry names; the first is the reference that the others are compared with.
+        audit: another audit configuration than the default one.
+        report: called with a line of text at each step.
+
+    Raises:
+        InputError: ``out`` holds a demo with other settings, or a method is unknown.
+
+    Example:
+        >>> from evenhand.runs.demo import demo  # doctest: +SKIP
+        >>> demo("runs/demo").runs[0].gaps["group"]["value"]  # doctest: +SKIP
+        0.3
+    """
+    root, settings, judged = Path(out), cohort or SyntheticConfig(seed=seed), audit or AuditConfig()
+    unknown = [name for name in methods if name not in METHOD_CONFIGS]
+    if unknown or not methods:
+        raise InputError(f"methods {unknown} are unknown; give at least one of {', '.join(METHOD_CONFIGS)}")
+    _claim(root, {"seed": seed, "cohort": asdict(settings)})
+    report(f"cohort: {settings.n_patients} patients, {settings.kind}, {settings.size} px, trace: {', '.join(settings.shortcuts) or 'none'}")
+    data, images, twins = _prepare(root, settings)
+    runs = []
+    for name in methods:
+        report(f"train and audit: {name}")
+        config = TrainConfig(
+            data=DataConfig(path=str(data.root)),
+            model=ModelConfig(precision="fp32"),
+            method=METHOD_CONFIGS[name](),
+            trainer=TrainerConfig(accelerator="cpu", progress=False),
+            audit=judged,
+            seed=seed,
+            out=str(root / name),
+        )
+        runs.append(_outcome(train(config), data, images, twins))
+    report("compare")
+    page = _compare([run.folder for run in runs], root / "compare", judged, seed) if len(runs) > 1 else runs[0].folder / "report.html"
+    return DemoResult(root, page, settings, expected_performance(settings), tuple(runs))
+
+
+def _claim(root: Path, settings: Mapping[str, Any]) -> None:
+    """Write what this folder is for, or refuse a folder that is for something else."""
+    file, wanted = root / "demo.json", json.loads(json.dumps(settings))
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != wanted:
+            raise InputError(f"{root} holds a demo with other settings; give another folder, or remove this one")
+        return
+    if root.is_dir() and any(root.iterdir()):
+        raise InputError(f"{root} is not empty and holds no demo; give another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(file, wanted)
+
+
+def _prepare(root: Path, settings: SyntheticConfig) -> tuple[PreparedData, CachedImages, CachedImages]:
+    """The prepared data set, its test images, and their twins in the same order."""
+    cohort = make_cohort(settings)
+    if not (root / "cohort" / "twins.csv").exists():
+        write_cohort(cohort, root / "cohort")
+    data = prepare_csv(
+        root / "cohort" / "metadata.csv",
+        root / "data",
+        images=root / "cohort",
+        labels=["label"],
+        attributes=ATTRIBUTES,
+        bins={"age": AGE_EDGES},
+        size=settings.size,
+        modality=MODALITY[settings.kind],
+        seed=settings.seed,
+    )
+    rows = np.flatnonzero(np.asarray(data.split, dtype=object) == "test")
+    twin_of = dict(zip(cohort.twin_table["twin_of"], cohort.twin_table["image"], strict=True))
+    files = [root / "cohort" / twin_of[name] for name in data.table["image"].iloc[rows]]
+    cache, _ = build_cache(files, root / "twins", size=settings.size)
+    return data, data.images(rows), cache.images()
+
+
+def _outcome(run: RunFolder, data: PreparedData, images: CachedImages, twins: CachedImages) -> DemoRun:
+    """Read a run's audit, and score its test images and their twins."""
+    found = json.loads((run.root / "audit.json").read_text(encoding="utf-8"))["labels"]["label"]
+    predictor = load_predictor(run, data.root / "embeddings").predictor
+    rows = np.flatnonzero(np.asarray(data.split, dtype=object) == "test")
+    groups = {name: item.take(rows) for name, item in data.groups(list(ATTRIBUTES)).items()}
+    threshold = stored_thresholds(run)["label"]
+    scores, twin_scores = (predictor.predict(part, groups)[0][:, 0] for part in (images, twins))
+    parts = found["attributes"]
+    return DemoRun(
+        method=str(run.info["method"]),
+        folder=run.root,
+        auc=found["overall"]["auc"],
+        gaps={name: parts[name]["gaps"]["equalized_odds"] for name in ATTRIBUTES},
+        groups={name: {key: int(item["n"]) for key, item in parts[name]["groups"].items()} for name in ATTRIBUTES},
+        dependence=dependence(scores, twin_scores, threshold, groups["group"].names()),
+    )
+
+
+def _compare(folders: Sequence[Path], out: Path, config: AuditConfig, seed: int) -> Path:
+    """The comparison page, with its numbers as JSON and CSV beside it."""
+    from evenhand.evaluation.compare import compare
+    from evenhand.evaluation.runs_table import read_runs
+    from evenhand.report.html import write_compare_report
+
+    table = read_runs(folders)
+    result = compare(table.runs, labels=table.labels, attributes=table.attributes, config=config, seed=seed, bins={"age": AGE_EDGES})
+    write_text(out / "report.json", result.dumps())
+    write_text(out / "report.csv", result.to_table().to_csv(index=False, lineterminator="\n"))
+    return write_compare_report(result.to_json(), out / "report.html", title="Demo: mitigations against a plain probe")
