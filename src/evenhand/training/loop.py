@@ -136,7 +136,7 @@ class _Run:
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.model = model.to(self.device)
-        self.n_outputs = _count_outputs(model, train, self.device)
+        self.n_outputs = _count_outputs(model, train, self.device) if setup.kind == "multiclass" else int(train.y.shape[1])
         weights = balanced_class_weights(np.asarray(train.y), setup.kind, self.n_outputs) if trainer.class_weights == "balanced" else None
         self.plain_loss = MaskedLoss(setup.kind, weights).to(self.device)
         self.loss: Loss = loss if loss is not None else MaskedLoss(setup.kind, weights, trainer.label_smoothing)
@@ -320,7 +320,6 @@ class _Run:
             for name in {"forward", "_original_forward"} - self.own_attributes:
                 vars(self.model).pop(name, None)
             self.optimizer.zero_grad()
-            self.accelerator.free_memory()
 
     def outcome(self) -> TrainOutcome:
         """The model with the selected weights, and how it came to be."""
