@@ -48,7 +48,7 @@ class SyntheticConfig:
     fidelity: float = opt(0.95, "probability that a patient looks as the group says, traced or not; 0.5 = no shortcut", "share")
     shortcuts: tuple[str, ...] = opt(("texture",), "what the trace is, any of these; none = ()", choices=SHORTCUTS)
     shortcut_strength: float = opt(1.0, "multiplies what the trace changes in an image; 0 = invisible")
-    signal: float = opt(1.0, "multiplies what the disease changes in an image; 0 = invisible")
+    signal: float = opt(1.8, "multiplies what the disease changes in an image; 0 = invisible, 1 = faint, 2 = plain")
     label_noise: dict[str, float] = opt({}, "group -> share of patients whose label is flipped; not named: 0", "share")
     balanced_test: bool = opt(True, "test patients have the same prevalence in every group (the mean over patients)")
     fractions: tuple[float, float, float] = opt((0.6, 0.15, 0.25), "train, val and test share of the patients", "share")

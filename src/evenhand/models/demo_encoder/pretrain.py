@@ -70,6 +70,7 @@ def pretraining_images(kind: str, n: int, seed: int) -> torch.Tensor:
             fidelity=0.5,
             shortcuts=shortcuts,
             shortcut_strength=0.5,
+            signal=1.0,
             seed=derive_seed(seed, "pretrain", kind, name),
         )
         parts.append(make_cohort(config, twins=False).images)
@@ -161,6 +162,7 @@ def save(weights: dict[str, torch.Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         save_file(weights, Path(folder) / path.name, {"format": "pt"})
+        (Path(folder) / path.name).chmod(0o644)
         (Path(folder) / "config.json").write_text(json.dumps(describe(), indent=2) + "\n", encoding="utf-8")
         os.replace(Path(folder) / "config.json", path.parent / "config.json")
         os.replace(Path(folder) / path.name, path)
