@@ -6,7 +6,10 @@ from evenhand.config import compose
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
 
-TINY = ["model=test_vit", "model.input_size=[32,32]", "trainer.accelerator=cpu", "trainer.progress=false", "audit.bootstrap=50", "audit.permutations=99"]
+TINY = [
+    "model=test_vit", "model.input_size=[32,32]", "model.precision=fp32", "trainer.accelerator=cpu", "trainer.progress=false",
+    "audit.bootstrap=50", "audit.permutations=99",
+]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Optional
 from evenhand.config.schema import MethodConfig, opt
 
 SCOPES = ("head", "full")
+L2_HELP = "L2 strength on standardised embeddings (mean loss + l2/2 * ||w||^2); default: chosen on validation rows"
 
 
 @dataclass
@@ -15,7 +16,7 @@ class LinearProbeConfig(MethodConfig):
     """Logistic regression on frozen embeddings."""
 
     name: str = opt("linear_probe", "registry name of the method")
-    l2: float = opt(1e-3, "L2 strength: mean loss + l2/2 * ||w||^2 on standardised embeddings, intercept not penalised", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
     standardize: bool = opt(True, "scale embeddings to zero mean and unit variance on the training rows")
     solver: str = opt("lbfgs", "lbfgs: logistic loss; ridge: least squares in closed form", choices=("lbfgs", "ridge"))
     class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
@@ -36,7 +37,7 @@ class FinetuneConfig(MethodConfig):
 class _GroupedConfig(MethodConfig):
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     scope: str = opt("head", "head: on frozen embeddings, seconds; full: the whole network", choices=SCOPES)
-    l2: float = opt(1e-3, "scope=head: L2 strength on standardised embeddings", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
     max_iter: int = opt(1000, "scope=head: most iterations", "iterations")
     tol: float = opt(1e-6, "scope=head: gradient tolerance", low=0)
 
@@ -76,7 +77,7 @@ class DFRConfig(MethodConfig):
     held_out: str = opt("val", "rows the head is refitted on: val (published) or a share of train", choices=("val", "train"))
     share: float = opt(0.2, "held_out=train: share of the training patients", "share")
     n_models: int = opt(10, "balanced subsets whose heads are averaged (published: 10)", low=1)
-    l2: float = opt(1e-2, "L2 strength on standardised embeddings", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
 
 
 @dataclass
@@ -87,7 +88,7 @@ class EOHeadConfig(MethodConfig):
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     strength: float = opt(1.0, "weight of the penalty", low=0)
     pairs: str = opt("max", "more than two groups: worst pair or mean over pairs", choices=("max", "mean"))
-    l2: float = opt(1e-3, "L2 strength on standardised embeddings", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
     max_iter: int = opt(500, "most L-BFGS iterations", "iterations")
 
 
@@ -98,7 +99,7 @@ class LEACEConfig(MethodConfig):
     name: str = opt("leace", "registry name of the method")
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     given_label: bool = opt(False, "erase only what the label does not explain")
-    l2: float = opt(1e-3, "L2 strength on standardised embeddings", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
 
 
 @dataclass
@@ -111,7 +112,7 @@ class ThresholdsConfig(MethodConfig):
                           choices=("equalized_odds", "true_positive_rate_parity", "false_positive_rate_parity", "demographic_parity"))
     objective: str = opt("balanced_accuracy_score", "what is maximised under the constraint",
                          choices=("accuracy_score", "balanced_accuracy_score"))
-    l2: float = opt(1e-3, "L2 strength of the probe on standardised embeddings", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
 
 
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {

@@ -51,6 +51,7 @@ class HeadSpec:
         tol: gradient tolerance.
         standardize: standardise by the training rows.
         class_weights: "none", or "balanced": n / (C n_c).
+        notes: how the specification came about, passed on to the fitted head.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class HeadSpec:
     tol: float = 1e-6
     standardize: bool = True
     class_weights: str = "none"
+    notes: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -168,7 +170,7 @@ def fit_head(
     standard = standardizer or Standardizer.fit(x, spec.standardize)
     data = standard.apply(x)
     solve = solve or plain_solve(spec)
-    parts, history, notes = [], [], []
+    parts, history, notes = [], [], list(spec.notes)
     for position, (codes, labelled) in enumerate(label_columns(y, spec.kind)):
         name = spec.labels[position]
         row_weight = labelled * (1.0 if weights is None else weights[position])
@@ -188,7 +190,7 @@ def fit_head(
         if not record.get("converged", True):
             notes.append(f"the head of label '{name}' did not reach its tolerance in {record.get('iterations')} iterations")
         parts.append(theta)
-        history.append({"label": name, **record})
+        history.append({"label": name, "l2": spec.l2, **record})
     if not history and refuse:
         raise MethodError(f"each of the {len(parts)} labels has one class among the rows to fit on; there is nothing to learn")
     weight, bias = standard.fold(np.concatenate(parts))

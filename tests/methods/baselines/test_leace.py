@@ -60,7 +60,7 @@ def test_given_label_erases_within_labels_and_keeps_what_the_label_explains(make
 def test_the_map_on_raw_embeddings_is_erase_then_probe(make_task):
     task = make_task("binary", 3)
     x, groups = task.train.x.features, task.train.groups["site"].codes
-    result = LEACE(LEACEConfig()).fit(task)
+    result = LEACE(LEACEConfig(l2=1e-3)).fit(task)
     erased = erase(x, *fit_eraser(x, groups, 3))
     probe = fit_head(erased, task.train.y, HeadSpec("binary", ("ill",)))
     by_steps = 1 / (1 + np.exp(-(erased @ probe.weight.T + probe.bias)))

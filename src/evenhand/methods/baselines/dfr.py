@@ -94,7 +94,7 @@ class DFR:
         return head_result(task, self._refit(task, Standardizer.fit(x[~held]), refit, y, cells), notes)
 
     def _refit(self, task: Task, standard: Standardizer, x: Embeddings, y: npt.NDArray[Any], cells: list[Cells]) -> FittedHead:
-        spec = head_spec(task, l2=self.config.l2)
+        spec = head_spec(task, self.config)
         heads = []
         for number in range(self.config.n_models):
             rng = generator(task.seed, "dfr", number)

@@ -146,7 +146,7 @@ class EOHead:
         config = self.config
         attribute = choose_attribute(task, config.attribute)
         groups = groups_of(task.train, attribute)
-        spec = head_spec(task, l2=config.l2, max_iter=config.max_iter)
+        spec = head_spec(task, config, max_iter=config.max_iter)
         penalties = [
             OddsPenalty(groups.codes, codes, labelled, len(groups.keys), spec.n_classes, config.strength, config.pairs)
             for codes, labelled in label_columns(task.train.y, task.kind)

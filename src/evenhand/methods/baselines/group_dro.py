@@ -134,7 +134,7 @@ class GroupDRO:
         if self.config.scope == "full":
             result = self._full(task, cells)
             return replace(result, notes=(*result.notes, *notes))
-        spec = head_spec(task, l2=self.config.l2, max_iter=self.config.max_iter, tol=self.config.tol)
+        spec = head_spec(task, self.config, max_iter=self.config.max_iter, tol=self.config.tol)
         # rows without a cell must not count when it is asked whether a label has two classes
         weights = [(item.codes >= 0).astype(np.float64) for item in cells]
         head = fit_head(task.embed(task.train.x), task.train.y, spec, weights=weights, solve=self._solve(cells))

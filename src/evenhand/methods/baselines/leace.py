@@ -126,7 +126,7 @@ class LEACE:
         attribute = choose_attribute(task, self.config.attribute)
         groups = groups_of(task.train, attribute)
         x = task.embed(task.train.x)
-        spec = head_spec(task, l2=self.config.l2)
+        spec = head_spec(task, self.config)
         notes = missing_note(groups, "do not fit the eraser, but are erased and train the probe")
         if not self.config.given_label or task.kind != "multilabel":
             labels = None
@@ -147,7 +147,7 @@ class LEACE:
             matrix, shift = np.eye(x.shape[1]), np.zeros(x.shape[1])
             if (labelled & (groups.codes >= 0)).any():
                 matrix, shift = fit_eraser(x, groups.codes, len(groups.keys), np.where(labelled, codes, -1))
-            spec = replace(head_spec(task, l2=self.config.l2), labels=(name,))
+            spec = replace(head_spec(task, self.config), labels=(name,))
             heads.append(_through(fit_head(erase(x, matrix, shift), task.train.y[:, [column]], spec, refuse=False), matrix, shift))
         weight, bias = np.concatenate([head.weight for head in heads]), np.concatenate([head.bias for head in heads])
         return FittedHead(weight, bias, tuple(r for head in heads for r in head.history), tuple(n for head in heads for n in head.notes))

@@ -11,16 +11,31 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, Protocol
+
 from evenhand.config.methods import LinearProbeConfig
 from evenhand.methods.base import Result, Task
 from evenhand.methods.fitting import FittedHead, HeadSpec, fit_head, ridge_solve
 from evenhand.methods.predictors import HeadPredictor
 from evenhand.methods.registry import register
+from evenhand.methods.regularisation import choose_l2
 
 
-def head_spec(task: Task, *, l2: float, max_iter: int = 1000, tol: float = 1e-6) -> HeadSpec:
-    """The head a task asks for, standardised, without class weights."""
-    return HeadSpec(task.kind, task.labels, task.classes, l2, max_iter, tol)
+class HeadOptions(Protocol):
+    """A method's configuration that has an L2 strength, None to choose it."""
+
+    @property
+    def l2(self) -> float | None: ...
+
+
+def head_spec(task: Task, config: HeadOptions, **options: Any) -> HeadSpec:
+    """The head a task asks for; without ``config.l2`` the strength is chosen on the validation rows (`choose_l2`)."""
+    spec = HeadSpec(task.kind, task.labels, task.classes, **options)
+    if config.l2 is not None:
+        return replace(spec, l2=config.l2)
+    strength, said = choose_l2(task, spec)
+    return replace(spec, l2=strength, notes=(said,))
 
 
 def head_result(task: Task, head: FittedHead, notes: tuple[str, ...] = ()) -> Result:
@@ -46,9 +61,8 @@ class LinearProbe:
             MethodError: a label (of several: every label) has one class in the training rows.
         """
         config = self.config
-        spec = HeadSpec(
-            task.kind, task.labels, task.classes, config.l2, config.max_iter, config.tol, config.standardize, config.class_weights
-        )
+        options = {"standardize": config.standardize, "class_weights": config.class_weights}
+        spec = head_spec(task, config, max_iter=config.max_iter, tol=config.tol, **options)
         solve = ridge_solve if config.solver == "ridge" else None
         head = fit_head(task.embed(task.train.x), task.train.y, spec, solve=solve)
         task.report(f"linear probe: {len(head.history)} of {len(task.labels)} labels fitted")

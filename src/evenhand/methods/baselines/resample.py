@@ -73,5 +73,5 @@ class Resample:
             result = train_network(task, task.train, cells=cells[0].codes, balance=True)
             return replace(result, notes=(*result.notes, *notes))
         weights = [draw_counts(item, generator(task.seed, "resample", label)) for item, label in zip(cells, task.labels, strict=True)]
-        spec = head_spec(task, l2=config.l2, max_iter=config.max_iter, tol=config.tol)
+        spec = head_spec(task, config, max_iter=config.max_iter, tol=config.tol)
         return head_result(task, fit_head(task.embed(task.train.x), task.train.y, spec, weights=weights), notes)

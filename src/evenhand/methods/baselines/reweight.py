@@ -49,5 +49,5 @@ class Reweight:
         if config.scope == "full":
             result = train_network(task, task.train, sample_weight=stacked(weights))
             return replace(result, notes=(*result.notes, *notes))
-        spec = head_spec(task, l2=config.l2, max_iter=config.max_iter, tol=config.tol)
+        spec = head_spec(task, config, max_iter=config.max_iter, tol=config.tol)
         return head_result(task, fit_head(task.embed(task.train.x), task.train.y, spec, weights=weights), notes)

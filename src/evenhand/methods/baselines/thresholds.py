@@ -139,7 +139,7 @@ class Thresholds:
             raise MethodError("thresholds decide yes or no, but the task has several classes; use reweight, group_dro or eo_head")
         if len(task.val) == 0:
             raise MethodError("thresholds are chosen on validation rows, but there are none; make a val split, or use linear_probe")
-        head = fit_head(task.embed(task.train.x), task.train.y, head_spec(task, l2=self.config.l2))
+        head = fit_head(task.embed(task.train.x), task.train.y, head_spec(task, self.config))
         probe = HeadPredictor(head.weight, head.bias, task.kind, task.embed)
         scores = probe.scores_of(task.embed(task.val.x))
         rules, notes = [], list(head.notes)
