@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from evenhand.config.compose import compose as compose
     from evenhand.data.sources.csv import prepare_csv as prepare_csv
     from evenhand.data.synthetic import make_cohort as make_cohort
-    from evenhand.evaluation.compare import compare as compare
     from evenhand.runs.audit import audit as audit
+    from evenhand.runs.compare import compare as compare
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
     from evenhand.runs.predict import predict as predict
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "audit": "evenhand.runs.audit",
-    "compare": "evenhand.evaluation.compare",
+    "compare": "evenhand.runs.compare",
     "compose": "evenhand.config.compose",
     "evaluate": "evenhand.runs.evaluate",
     "export": "evenhand.runs.export",

@@ -12,7 +12,10 @@ from evenhand.errors import ConfigError, InputError, MethodError
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.train import train
 
-FILES = {"config.yaml", "run.json", "metrics.jsonl", "predictions.parquet", "audit.json", "report.html", "results.csv", "model.safetensors", "predictor.json"}
+FILES = {
+    "config.yaml", "run.json", "metrics.jsonl", "predictions.parquet", "audit.json", "report.html", "results.csv", "model.safetensors",
+    "predictor.json",
+}
 
 
 def scores(run):

@@ -73,8 +73,10 @@ def test_per_group_thresholds_need_the_attribute(module_config, cohort_folder, t
 
 def test_evaluate_audits_further_sets_at_the_stored_threshold(probe, tmp_path):
     write_cohort(make_cohort(SyntheticConfig(size=32, n_patients=120, seed=7)), tmp_path / "raw")
-    prepare_csv(tmp_path / "raw/metadata.csv", tmp_path / "other", images=tmp_path / "raw", labels=["label"], attributes=["group"], size=32)
-    out = evaluate(compose("evaluate", [f"model={probe.root}", f"sets.other={tmp_path / 'other'}", f"out={tmp_path / 'e'}", "audit.bootstrap=50"]))
+    raw = tmp_path / "raw"
+    prepare_csv(raw / "metadata.csv", tmp_path / "other", images=raw, labels=["label"], attributes=["group"], size=32)
+    words = [f"model={probe.root}", f"sets.other={tmp_path / 'other'}", f"out={tmp_path / 'e'}", "audit.bootstrap=50"]
+    out = evaluate(compose("evaluate", words))
     audit = json.loads((out / "other" / "audit.json").read_text())
     stored = json.loads((probe.root / "audit.json").read_text())["labels"]["label"]["threshold"]["value"]
     assert audit["labels"]["label"]["threshold"]["value"] == stored

@@ -31,10 +31,7 @@ def compare_command(
     """Compare two or more runs on the same test rows: overall, gaps, who gained and who lost against the first."""
     from evenhand.cli.audit import split_names
     from evenhand.evaluation.columns import parse_bins
-    from evenhand.evaluation.compare import compare
-    from evenhand.evaluation.predictions import write_bytes
-    from evenhand.evaluation.runs_table import read_runs
-    from evenhand.report.html import write_compare_report
+    from evenhand.runs.compare import compare, page_of
 
     config = AuditConfig(
         threshold=threshold,
@@ -43,23 +40,10 @@ def compare_command(
         max_groups=max_groups,
         primary=split_names(primary) or _DEFAULTS.primary,
     )
-    table = read_runs(runs)
-    result = compare(
-        table.runs,
-        labels=table.labels,
-        classes=table.classes,
-        attributes=split_names(groups) or table.attributes,
-        bins=parse_bins(bins or []),
-        missing=missing,
-        config=config,
-        seed=seed,
-    )
-    page = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
-    write_bytes(result.dumps().encode(), page.with_suffix(".json"))
-    write_bytes(result.to_table().to_csv(index=False, lineterminator="\n").encode(), page.with_suffix(".csv"))
-    write_compare_report(result.to_json(), page)
+    named = split_names(groups) or ()
+    result = compare(runs, out, groups=named, bins=parse_bins(bins or []), missing=missing, config=config, seed=seed)
     show_compare(result.to_json())
-    typer.echo(f"Report: {page}")
+    typer.echo(f"Report: {page_of(out)}")
 
 
 def show_compare(data: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
         InputError: the edges do not increase.
         TableError: values that are not numbers or lie outside the edges, each with its row.
     """
-    if len(edges) < 2 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+    if len(edges) < 2 or any(b <= a for a, b in pairwise(edges)):
         raise InputError(f"bins of '{attribute}' are {list(edges)}, but must be at least two increasing edges, as {attribute}=0,60,200")
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
     missing = values.isna().to_numpy() | (values.astype("string").str.strip() == "").fillna(True).to_numpy(bool)
@@ -68,12 +69,13 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
     if outside.any():
         rows = np.flatnonzero(outside)
         raise TableError(
-            f"column '{attribute}' has {len(rows)} values outside its bins [{edges[0]:g}, {edges[-1]:g}); widen the edges or correct the values",
+            f"column '{attribute}' has {len(rows)} values outside its bins [{edges[0]:g}, {edges[-1]:g}); "
+            "widen the edges or correct the values",
             [f"row {row + 1}: {attribute} is {values.iloc[row]!r}" for row in rows],
         )
     codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
     codes[missing] = -1
-    return Groups(attribute, tuple(bin_key(a, b) for a, b in zip(edges, edges[1:], strict=False)), codes)
+    return Groups(attribute, tuple(bin_key(a, b) for a, b in pairwise(edges)), codes)
 
 
 def category_groups(values: pd.Series, attribute: str) -> Groups:

@@ -45,12 +45,15 @@ def export(config: ExportConfig) -> Path:
     predictor = loaded.predictor
     if isinstance(predictor, HeadPredictor):
         model = loaded.encoder.classifier
-        model.network.reset_classifier(len(predictor.bias))
+        network: Any = model.network
+        network.reset_classifier(len(predictor.bias))
         put_head(model, torch.as_tensor(predictor.weight), torch.as_tensor(predictor.bias))
-    elif isinstance(predictor, ModelPredictor):
+    elif isinstance(predictor, ModelPredictor) and isinstance(predictor.model, ImageClassifier):
         model = predictor.model
     else:
-        raise InputError(f"the run {run.root} decides with per-group thresholds, which timm's layout cannot hold; export a linear_probe run instead")
+        raise InputError(
+            f"the run {run.root} decides with per-group thresholds, which timm's layout cannot hold; export a linear_probe run instead"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -70,7 +73,8 @@ def put_head(model: ImageClassifier, weight: torch.Tensor, bias: torch.Tensor) -
     Raises:
         InputError: the network has no single classification layer of the right width.
     """
-    layer = model.network.get_classifier()
+    network: Any = model.network
+    layer = network.get_classifier()
     if not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) or layer.weight.shape[:2] != weight.shape or layer.bias is None:
         raise InputError(f"{model.name} has no linear classification layer of width {weight.shape[1]}; its head cannot be exported")
     with torch.no_grad():
@@ -92,7 +96,8 @@ def _write(model: ImageClassifier, run: RunFolder, folder: Path) -> None:
         "crop_pct": 1.0,
         "fixed_input_size": False,
     }
-    save_for_hf(model.network, str(folder), model_config={"pretrained_cfg": {**base, **seen}, "label_names": names}, safe_serialization=True)
+    described = {"pretrained_cfg": {**base, **seen}, "label_names": names}
+    save_for_hf(model.network, str(folder), model_config=described, safe_serialization=True)
     facts = {
         "schema": "evenhand.export/1",
         "architecture": model.name,

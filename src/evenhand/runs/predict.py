@@ -23,10 +23,12 @@ from evenhand.runs.results import load_predictor, positions, raw_attributes, sto
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm", ".dicom"})
 
 
-def decide(scores: npt.NDArray[np.float64], labels: tuple[str, ...], classes: tuple[str, ...], thresholds: dict[str, float]) -> npt.NDArray[np.int64]:
+def decide(
+    scores: npt.NDArray[np.float64], labels: tuple[str, ...], classes: tuple[str, ...], thresholds: dict[str, float]
+) -> npt.NDArray[np.int64]:
     """Decisions (n, L) of scores at the stored thresholds; multi-class: the class with the highest score, (n, 1)."""
     if classes:
-        return scores.argmax(axis=1)[:, None]
+        return np.asarray(scores.argmax(axis=1)[:, None], dtype=np.int64)
     limits = np.array([thresholds[name] for name in labels])
     return (scores >= limits).astype(np.int64)
 
@@ -91,10 +93,14 @@ def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
         raise InputError(f"data={folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     predictor = load_predictor(run).predictor
     if predictor.needs_groups:
-        raise InputError(f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that")
+        raise InputError(
+            f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that"
+        )
     trained_on = PreparedData.open(run.info["data"])
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
-        cache, _ = build_cache(files, Path(scratch) / "cache", size=trained_on.cache.shape[1], resize=trained_on.description["image"]["resize"], channels=trained_on.cache.shape[0])
+        channels, size, _ = trained_on.cache.shape
+        resize = trained_on.description["image"]["resize"]
+        cache, _ = build_cache(files, Path(scratch) / "cache", size=size, resize=resize, channels=channels)
         scores = _scores(predictor, cache)
     table = pd.DataFrame({"image": [path.relative_to(folder).as_posix() for path in files]})
     return _frame(run, table, scores, None, {})
@@ -104,7 +110,14 @@ def _scores(predictor: Predictor, cache: ImageCache) -> npt.NDArray[np.float64]:
     return predictor.predict(cache.images())[0]
 
 
-def _frame(run: RunFolder, table: pd.DataFrame, scores: npt.NDArray[np.float64], decisions: Any, groups: dict[str, Any], truth: Any = None) -> pd.DataFrame:
+def _frame(
+    run: RunFolder,
+    table: pd.DataFrame,
+    scores: npt.NDArray[np.float64],
+    decisions: Any,
+    groups: dict[str, Any],
+    truth: Any = None,
+) -> pd.DataFrame:
     info = run.info
     labels, classes = tuple(info["labels"]), tuple(info["classes"])
     if decisions is None:

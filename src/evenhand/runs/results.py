@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 
 from evenhand.config.schema import TrainConfig
+from evenhand.data.files import write_atomic
 from evenhand.errors import CheckpointError, InputError
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.predictions import make_predictions, write_predictions
+from evenhand.evaluation.runs_table import stored_thresholds as thresholds_of
 from evenhand.methods.base import Predictor, Result, Task
 from evenhand.methods.predictors import predictor_from_state
 from evenhand.models import build_classifier
-from evenhand.data.files import write_atomic
 from evenhand.runs.folder import RunFolder, write_json, write_text
 from evenhand.runs.task import Encoder, Rows, pick_device
 
@@ -127,7 +128,9 @@ def load_config(run: RunFolder) -> TrainConfig:
             raise InputError(f"model={run.root} holds {len(seeds)} runs; name one of them, for example model={run.root / seeds[0]}")
         raise InputError(f"model={run.root} holds no run (no run.json); give a run folder written by `evenhand train`")
     if not run.done:
-        raise InputError(f"model={run.root} is a run that has not finished (status {run.info.get('status')}); run its train command again first")
+        raise InputError(
+            f"model={run.root} is a run that has not finished (status {run.info.get('status')}); run its train command again first"
+        )
     config: TrainConfig = read_config(run.root / "config.yaml", "train")
     return config
 
@@ -181,13 +184,7 @@ def load_predictor(run: RunFolder, embeddings: Path | None = None) -> Loaded:
 
 def stored_thresholds(run: RunFolder) -> dict[str, float]:
     """Label -> the threshold that was chosen on the run's validation rows."""
-    audit = json.loads((run.root / "audit.json").read_text())
-    chosen: dict[str, float] = {}
-    for name, item in audit["labels"].items():
-        value = item["threshold"]["value"]
-        if value is not None:
-            chosen[name] = float(value)
-    return chosen
+    return thresholds_of(run.root)
 
 
 def positions(split: npt.NDArray[Any], wanted: str | None) -> npt.NDArray[np.int64]:

@@ -41,7 +41,9 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator in ("gpu", "mps"):
-        raise InputError(f"trainer.accelerator={accelerator} was asked for, but torch sees none here; use trainer=cpu, or see `evenhand doctor`")
+        raise InputError(
+            f"trainer.accelerator={accelerator} was asked for, but torch sees none here; use trainer=cpu, or see `evenhand doctor`"
+        )
     return torch.device("cpu")
 
 
@@ -202,7 +204,9 @@ def _apply_missing(policy: str, split: npt.NDArray[np.object_], groups: dict[str
     if policy == "error" and missing.any():
         rows = np.flatnonzero(missing)
         counts = [f"{name}: {int((item.codes < 0).sum())} rows" for name, item in groups.items() if (item.codes < 0).any()]
-        raise TableError(f"{len(rows)} rows have a missing attribute and data.missing=error; fill them in, or set data.missing=own_group or drop", counts)
+        raise TableError(
+            f"{len(rows)} rows have a missing attribute and data.missing=error; fill them in, or set data.missing=own_group or drop", counts
+        )
     if policy == "drop" and missing.any():
         log.warning("%d rows with a missing attribute are left out (data.missing=drop)", int(missing.sum()))
         return np.where(missing, "dropped", split).astype(object)

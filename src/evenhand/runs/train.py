@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from evenhand.config.schema import TrainConfig
 from evenhand.config import config_yaml
+from evenhand.config.schema import TrainConfig
 from evenhand.data.files import write_atomic
 from evenhand.errors import EvenhandError, InputError
 from evenhand.methods.base import Result
