@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,11 +28,15 @@ def demo_command(
     by reading the trace. Because the bias is planted, the true dependence on the group can be measured: each test image
     has a twin that differs in the trace alone.
     """
+    import logging
+
     from rich.console import Console
 
     from evenhand.optional import require_torch
 
     require_torch()
+    if not os.environ.get("EVENHAND_DEBUG"):
+        logging.getLogger("evenhand").setLevel(logging.WARNING)
 
     from evenhand.data.synthetic import SyntheticConfig
     from evenhand.runs.demo import demo
@@ -47,23 +53,31 @@ def show_demo(result: DemoResult, console: object | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from evenhand.cli.audit import short
-
     screen = console if isinstance(console, Console) else Console(highlight=False)
     attributes = list(result.runs[0].gaps)
     sizes = ", ".join(f"{name} {n}" for name, n in result.runs[0].groups["group"].items())
-    view = Table("method", "overall AUC", *(f"equalized odds by {name}" for name in attributes), "decisions that flip\nwith the trace")
+    headings = [f"equalized odds\nby {name}" for name in attributes]
+    view = Table("method", "overall AUC", *headings, "decisions that\nflip with the trace")
     for run in result.runs:
-        gaps = [short(dict(run.gaps[name])) for name in attributes]
-        view.add_row(run.method, short(dict(run.auc)), *gaps, f"{run.dependence.flip_rate:.1%} of {run.dependence.n}")
+        found = [_two_lines(estimate) for estimate in (run.auc, *(run.gaps[name] for name in attributes))]
+        view.add_row(run.method, *found, f"{run.dependence.flip_rate:.1%} of {run.dependence.n}")
     screen.print(view)
+    screen.print(f"Test images: {sizes}. Under each estimate its 95% interval from a patient bootstrap.", markup=False)
     perfect, shortcut = result.expected["perfect"], result.expected["shortcut"]
     screen.print(
-        f"Test images: {sizes}. Estimates with 95% intervals from a patient bootstrap. Planted: a model that sees only the disease "
-        f"would have AUC {perfect.auc:.2f} and a gap of {perfect.equalized_odds:.2f} by group; one that sees only the trace {shortcut.auc:.2f} and "
-        f"{shortcut.equalized_odds:.2f}. Age was given no effect.",
+        f"Planted: a model that sees only the disease would have AUC {perfect.auc:.2f} and a gap of {perfect.equalized_odds:.2f} by group; "
+        f"one that sees only the trace {shortcut.auc:.2f} and {shortcut.equalized_odds:.2f}. Age was given no effect.",
         markup=False,
     )
     for run in result.runs:
         screen.print(f"Report of {run.method}: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
     screen.print(f"Comparison: {result.report}", markup=False, soft_wrap=True)
+
+
+def _two_lines(estimate: Mapping[str, Any]) -> str:
+    """The value, and below it the interval; ``not estimable`` where there is none."""
+    if estimate["value"] is None:
+        return "not estimable"
+    if estimate["lower"] is None or estimate["upper"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f}\n{estimate['lower']:.3f} to {estimate['upper']:.3f}"
