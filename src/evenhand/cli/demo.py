@@ -57,7 +57,7 @@ def show_demo(result: DemoResult, console: object | None = None) -> None:
     attributes = list(result.runs[0].gaps)
     sizes = ", ".join(f"{name} {n}" for name, n in result.runs[0].groups["group"].items())
     headings = [f"equalized odds\nby {name}" for name in attributes]
-    view = Table("method", "overall AUC", *headings, "decisions that\nflip with the trace")
+    view = Table("method", "overall AUC", *headings, "decisions that flip\nwith the trace")
     for run in result.runs:
         found = [_two_lines(estimate) for estimate in (run.auc, *(run.gaps[name] for name in attributes))]
         view.add_row(run.method, *found, f"{run.dependence.flip_rate:.1%} of {run.dependence.n}")
@@ -80,4 +80,4 @@ def _two_lines(estimate: Mapping[str, Any]) -> str:
         return "not estimable"
     if estimate["lower"] is None or estimate["upper"] is None:
         return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f}\n{estimate['lower']:.3f} to {estimate['upper']:.3f}"
+    return f"{estimate['value']:.3f}\n{estimate['lower']:.3f}–{estimate['upper']:.3f}"
