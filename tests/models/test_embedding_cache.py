@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, embedder, images, monke
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embedding_cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFullError, match="no space"):
         EmbeddingCache(tmp_path).get(embedder, images)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

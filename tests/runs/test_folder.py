@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evenhand.errors import DiskFullError, InputError, RunError
-from evenhand.runs.folder import FileStore, RunFolder, identity, write_json, write_text
+from evenhand.files import write_text
+from evenhand.runs.folder import FileStore, RunFolder, identity, write_json
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):

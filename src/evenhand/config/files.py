@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evenhand.config.compose import reworded, schema_of, to_dataclass
 from evenhand.config.methods import METHOD_CONFIGS
 from evenhand.config.options import list_options, nearest, section_names
-from evenhand.errors import ConfigError, DiskFullError
+from evenhand.errors import ConfigError
+from evenhand.files import write_text
 
 T = TypeVar("T")
 
@@ -29,19 +27,7 @@ def save_config(config: Any, path: str | Path) -> None:
     Raises:
         DiskFullError: no space is left; nothing half-written stays behind.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(config_yaml(config))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no space left while writing {path}; free some and run the same command again") from error
-        raise
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_text(path, config_yaml(config))
 
 
 def load_config(path: str | Path, schema: str | type = "train") -> Any:

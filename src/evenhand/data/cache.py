@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.data.decoding import HASH_BYTES, Decoded, Grid, chunks, decode_chunk, probe_chunk, run_chunks
-from evenhand.data.files import disk_errors, locked, write_atomic
 from evenhand.data.images import RESIZES, Header, Resize
 from evenhand.errors import DiskFullError, ImageError, InputError
+from evenhand.files import disk_errors, locked, write_atomic
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,7 @@ shows as a gap. A twin is the same patient with the same noise and the other tra
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,8 @@ import pandas as pd
 
 from evenhand.config.schema import opt
 from evenhand.data.synthetic_images import CHANNELS, draw_pairs
-from evenhand.errors import ConfigError, DiskFullError, InputError
+from evenhand.errors import ConfigError, InputError
+from evenhand.files import disk_errors, write_text
 from evenhand.random import generator
 
 SHORTCUTS = ("texture", "marker", "intensity")
@@ -288,14 +287,10 @@ def write_cohort(cohort: Cohort, folder: str | os.PathLike[str]) -> Path:
         DiskFullError: no space left.
     """
     root = Path(folder)
-    try:
+    with disk_errors(root):
         _write_part(root, "metadata.csv", cohort.table, cohort.images)
         if len(cohort.twins):
             _write_part(root, "twins.csv", cohort.twin_table, cohort.twins)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DiskFullError(f"no space left for the synthetic cohort in '{root}'; free some or choose another folder") from error
     return root / "metadata.csv"
 
 
@@ -307,11 +302,4 @@ def _write_part(root: Path, name: str, table: pd.DataFrame, images: npt.NDArray[
     for path, pixels in zip(table["image"], images, strict=True):
         picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
         Image.fromarray(picture).save(root / path, compress_level=1)
-    handle, temporary = tempfile.mkstemp(dir=root, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            table.to_csv(file, index=False)
-        os.replace(temporary, root / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(root / name, table.to_csv(index=False, lineterminator="\n"))

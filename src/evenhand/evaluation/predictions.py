@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from evenhand.data.files import write_atomic
 from evenhand.data.groups import Groups
-from evenhand.errors import InputError, RunError, TableError
+from evenhand.errors import InputError, TableError
+from evenhand.files import write_atomic, write_text
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 GROUP_SUFFIX = "__group"
@@ -94,20 +94,10 @@ def write_predictions(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None
     if target.suffix.lower() in (".parquet", ".pq"):
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
-        write_bytes(buffer.getvalue(), target)
+        write_atomic(target, buffer.getvalue())
     else:
         separator = "\t" if target.suffix.lower() == ".tsv" else ","
-        write_bytes(frame.to_csv(index=False, sep=separator, lineterminator="\n").encode(), target)
-
-
-def write_bytes(data: bytes, path: str | os.PathLike[str]) -> None:
-    """Write a file atomically, making its folder. Raises as `write_predictions`."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, data)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror or error}); choose another output folder") from error
+        write_text(target, frame.to_csv(index=False, sep=separator, lineterminator="\n"))
 
 
 def make_predictions(

@@ -8,22 +8,20 @@ kill the finished shards are there, and two writers can at worst both compute th
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from evenhand.errors import DiskFullError, InputError
+from evenhand.errors import InputError
+from evenhand.files import write_atomic, write_text
 from evenhand.models.embedder import ImageBatches
 from evenhand.models.precision import Agreement
 
@@ -129,7 +127,7 @@ class EmbeddingCache:
         merged = np.full((height, embedder.dim), np.nan, dtype=np.float32) if latest is None else np.array(latest)
         merged[missing - first] = new
         _write_json(folder / "manifest.json", description)
-        _write(path, lambda file: np.save(file, merged))
+        write_atomic(path, _npy(merged))
         return merged
 
     def _describe(self, embedder: CacheableEmbedder, whole: ImageBatches, edit_hash: str | None) -> tuple[str, dict[str, Any]]:
@@ -196,26 +194,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    _write(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the target and rename over it; on a full disk the temporary file is removed."""
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = ""
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space is left to write embeddings ({path.name}); free some and repeat, it goes on") from error
-        raise
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+def _npy(array: npt.NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -6,14 +6,12 @@ no patient ids and no images. Equal input gives equal bytes: no clock is read, a
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenhand.errors import DiskFullError, InputError
+from evenhand.errors import InputError
+from evenhand.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,17 +113,5 @@ def _check(document: Mapping[str, Any], schema: str) -> None:
 
 
 def _write(text: str, path: Path) -> Path:
-    """Write in the same folder and rename, so that a reader never sees half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space left while writing {path}; free some and run the same command again") from error
-        raise
+    write_text(path, text)
     return path

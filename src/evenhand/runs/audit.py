@@ -13,7 +13,8 @@ from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.columns import Names, audit_frame, names_of
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.gates import check_gates, parse_gate
-from evenhand.evaluation.predictions import GROUP_SUFFIX, read_predictions, write_bytes
+from evenhand.evaluation.predictions import GROUP_SUFFIX, read_predictions
+from evenhand.files import write_text
 
 
 def audit(
@@ -114,15 +115,14 @@ def write_audit(result: AuditResult, out: str | os.PathLike[str], *, title: str)
     """
     folder = Path(out)
     table = result.to_table()
-    write_bytes(result.dumps().encode(), folder / "audit.json")
+    write_text(folder / "audit.json", result.dumps())
     parts = {"estimates": table[table["kind"] == "value"], "gaps": table[table["kind"] == "gap"]}
     empty = {"estimates": ["p", "p_holm", "low_group", "high_group"], "gaps": ["group", "n_positive"]}
     for name, part in parts.items():
-        write_bytes(
-            part.drop(columns=["kind", *empty[name]]).to_csv(index=False, lineterminator="\n").encode(), folder / "tables" / f"{name}.csv"
-        )
+        text = part.drop(columns=["kind", *empty[name]]).to_csv(index=False, lineterminator="\n")
+        write_text(folder / "tables" / f"{name}.csv", text)
     verdicts = pd.DataFrame(result.verdicts, columns=["code", "label", "attribute", "group", "metric", "value", "lower", "upper", "text"])
-    write_bytes(verdicts.to_csv(index=False, lineterminator="\n").encode(), folder / "tables" / "verdicts.csv")
+    write_text(folder / "tables" / "verdicts.csv", verdicts.to_csv(index=False, lineterminator="\n"))
     from evenhand.report.html import write_audit_report
 
     write_audit_report(result.to_json(), result.predictions, folder / "report.html", title=title)

@@ -9,8 +9,8 @@ from pathlib import Path
 from evenhand.config.schema import AuditConfig
 from evenhand.evaluation.compare import CompareResult
 from evenhand.evaluation.compare import compare as compare_tables
-from evenhand.evaluation.predictions import write_bytes
 from evenhand.evaluation.runs_table import read_runs
+from evenhand.files import write_text
 
 
 def compare(
@@ -64,8 +64,8 @@ def compare(
         from evenhand.report.html import write_compare_report
 
         page = page_of(out)
-        write_bytes(result.dumps().encode(), page.with_suffix(".json"))
-        write_bytes(result.to_table().to_csv(index=False, lineterminator="\n").encode(), page.with_suffix(".csv"))
+        write_text(page.with_suffix(".json"), result.dumps())
+        write_text(page.with_suffix(".csv"), result.to_table().to_csv(index=False, lineterminator="\n"))
         write_compare_report(result.to_json(), page)
     return result
 

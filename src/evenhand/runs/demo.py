@@ -23,7 +23,8 @@ from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import Dependence, SyntheticConfig, dependence, make_cohort, write_cohort
 from evenhand.data.synthetic_theory import ExpectedPerformance, expected_performance
 from evenhand.errors import InputError
-from evenhand.runs.folder import RunFolder, write_json, write_text
+from evenhand.files import write_text
+from evenhand.runs.folder import RunFolder, write_json
 from evenhand.runs.results import load_predictor, stored_thresholds
 from evenhand.runs.train import train
 

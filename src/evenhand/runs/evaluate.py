@@ -15,7 +15,8 @@ from evenhand.data.datasets import PreparedData
 from evenhand.errors import InputError
 from evenhand.evaluation.evaluate import AuditResult
 from evenhand.evaluation.evaluate import evaluate as audit_predictions
-from evenhand.runs.folder import RunFolder, package_versions, write_text
+from evenhand.files import write_text
+from evenhand.runs.folder import RunFolder, package_versions
 from evenhand.runs.results import load_predictor, positions, score, stored_thresholds, write_audit
 from evenhand.runs.task import Rows, read_rows
 

@@ -14,19 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evenhand.data.files import locked, write_atomic
 from evenhand.errors import InputError, RunError
+from evenhand.files import locked, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 IGNORED_IN_IDENTITY = ("out", "embeddings", "trainer.progress", "seeds")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically (see `evenhand.data.files.write_atomic`); the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,7 +90,6 @@ class FileStore:
             return
         buffer = io.BytesIO()
         torch.save(value, buffer)
-        self.root.mkdir(parents=True, exist_ok=True)
         write_atomic(self.root / f"{key}.pt", buffer.getvalue())
 
     def append(self, key: str, record: Mapping[str, Any]) -> None:

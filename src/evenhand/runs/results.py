@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 
 from evenhand.config.schema import TrainConfig
-from evenhand.data.files import write_atomic
 from evenhand.errors import CheckpointError, InputError
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.evaluation.runs_table import stored_thresholds as thresholds_of
+from evenhand.files import write_atomic, write_text
 from evenhand.methods.base import Predictor, Result, Task
 from evenhand.methods.predictors import predictor_from_state
 from evenhand.models import build_classifier
-from evenhand.runs.folder import RunFolder, write_json, write_text
+from evenhand.runs.folder import RunFolder, write_json
 from evenhand.runs.task import Encoder, Rows, pick_device
 
 

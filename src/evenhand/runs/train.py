@@ -16,11 +16,11 @@ import torch
 
 from evenhand.config import config_yaml
 from evenhand.config.schema import TrainConfig
-from evenhand.data.files import write_atomic
 from evenhand.errors import EvenhandError, InputError
+from evenhand.files import write_atomic, write_text
 from evenhand.methods.base import Result
 from evenhand.methods.registry import get_method
-from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_text
+from evenhand.runs.folder import RunFolder, package_versions, utc_now
 from evenhand.runs.results import judge, save_predictor, score
 from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
 

@@ -17,7 +17,6 @@ import pandas as pd
 
 from evenhand.data.cache import build_cache
 from evenhand.data.datasets import MODALITIES, SCHEMA, PreparedData, data_hash
-from evenhand.data.files import disk_errors, locked, write_atomic
 from evenhand.data.images import RESIZES, Resize
 from evenhand.data.notes import drop_missing, table_notes
 from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits
@@ -34,6 +33,7 @@ from evenhand.data.table import (
     read_table,
 )
 from evenhand.errors import InputError
+from evenhand.files import disk_errors, locked, write_atomic
 
 log = logging.getLogger(__name__)
 CANONICAL = ("image", "patient_id", "split")

@@ -11,9 +11,7 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from evenhand.data.synthetic import SHORTCUTS, SyntheticConfig, make_cohort
+from evenhand.files import write_atomic, write_text
 from evenhand.models.demo_encoder.architecture import ARGUMENTS, MEAN, NAME, STD, evenhand_demo_vit, weights_path
 from evenhand.models.demo_encoder.pretext import N_TARGETS, augment, corrupt
 from evenhand.random import derive_seed
@@ -159,13 +158,8 @@ def describe() -> dict[str, Any]:
 
 def save(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write the weights and ``config.json`` beside them, each replaced at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        save_file(weights, Path(folder) / path.name, {"format": "pt"})
-        (Path(folder) / path.name).chmod(0o644)
-        (Path(folder) / "config.json").write_text(json.dumps(describe(), indent=2) + "\n", encoding="utf-8")
-        os.replace(Path(folder) / "config.json", path.parent / "config.json")
-        os.replace(Path(folder) / path.name, path)
+    write_text(path.parent / "config.json", json.dumps(describe(), indent=2) + "\n")
+    write_atomic(path, to_bytes(weights, {"format": "pt"}))
 
 
 def main(arguments: list[str] | None = None) -> int:

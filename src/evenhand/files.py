@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evenhand.errors import DiskFullError
+from evenhand.errors import DiskFullError, RunError
 
 FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -34,11 +34,15 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_atomic(path: str | Path, data: bytes) -> None:
     """Write a file completely or not at all: a temporary file in the same folder, synced, then renamed over the target.
 
+    The folder is made where it is not there yet.
+
     Raises:
         DiskFullError: no space is left; the temporary file is removed and an older file of that name stays as it was.
+        RunError: the file cannot be written for another reason (rights, a file where a folder should be).
     """
     path = Path(path)
-    with disk_errors(path):
+    with _said(path), disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -51,6 +55,19 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror or error}); choose another output folder") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text as `write_atomic` writes bytes, line ends as they are; raises the same."""
+    write_atomic(path, text.encode())
 
 
 def _umask() -> int:
