@@ -40,7 +40,7 @@ def audit_command(
     missing: Annotated[str, typer.Option("--missing", help="Rows with a missing attribute: own_group, drop or error.")] = "own_group",
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="Patient-clustered bootstrap replicates.")] = _DEFAULTS.bootstrap,
     permutations: Annotated[
-        int, typer.Option("--permutations", help="Permutations for p-values of gaps; 0 = no tests.")
+        int, typer.Option("--permutations", help="Permutations for p-values of gaps; 0 = from the bootstrap instead.")
     ] = _DEFAULTS.permutations,
     confidence: Annotated[float, typer.Option("--confidence", help="Level of intervals (share).")] = _DEFAULTS.confidence,
     primary: Annotated[

@@ -102,6 +102,11 @@ def make_cohort(
     return Cohort(kind, questions, judged, codes, dropped, tuple(notes), frame[test])
 
 
+def judged_rows(frame: pd.DataFrame, groups: Mapping[str, Groups], missing: str) -> npt.NDArray[np.bool_]:
+    """Which rows of a checked table are judged: the test rows, less those that ``missing=drop`` leaves out."""
+    return _splits(frame, rows_kept(groups, missing, len(frame)))[0]
+
+
 def _one_seed(frame: pd.DataFrame) -> None:
     if "seed" in frame.columns and frame["seed"].nunique() > 1:
         raise TableError(

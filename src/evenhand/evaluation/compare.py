@@ -22,7 +22,7 @@ from evenhand.errors import InputError
 from evenhand.evaluation.cells import Measured, average, measure
 from evenhand.evaluation.cohort import Cohort, make_cohort
 from evenhand.evaluation.significance import bootstrap_null, members_of, replicate_variances
-from evenhand.evaluation.verdicts import collapsed_verdicts, evidence_verdicts, gap_verdicts, levelling_down
+from evenhand.evaluation.verdicts import collapsed_verdicts, evidence_verdicts, gap_verdicts, levelling_down, threshold_verdicts
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, RATIOS, Gap, all_gaps
 from evenhand.metrics.permutation import critical_value, holm, p_value
@@ -145,7 +145,7 @@ def compare(
     for label in measured[0].measured[""]:
         data["labels"][label] = _label(measured, label, list(first.groups), config)
     _adjust(data, config.primary)
-    data["verdicts"] = _verdicts(data, config)
+    data["verdicts"] = _verdicts(data, config, {run.name: run.cohorts for run in measured})
     data["provenance"] = {
         "package": "evenhand",
         "version": evenhand.__version__,
@@ -184,6 +184,22 @@ def _same_rows(cohorts: Mapping[str, Sequence[Cohort]]) -> None:
                     f"{common} in common); "
                     "paired changes need the same rows: predict both runs on one test set"
                 )
+            _same_facts(name, item, first, cohorts[first][0], column)
+
+
+def _same_facts(name: str, item: Cohort, first: str, reference: Cohort, column: str | None) -> None:
+    """Equal rows must have equal truths, patients and groups, or a change would compare different things."""
+    orders = [np.argsort(cohort.frame[column].astype(str).to_numpy(), kind="stable") if column == "image" else None for cohort in (item, reference)]
+    if any(order is None for order in orders):
+        return
+    here, there = orders
+    pairs = {f"truth of {a.name}": (a.y_true, b.y_true) for a, b in zip(item.questions, reference.questions, strict=True)}
+    pairs["patients"] = (item.patient, reference.patient)
+    pairs.update({f"groups of {key}": (item.groups[key].names(), reference.groups[key].names()) for key in item.groups})
+    for what, (a, b) in pairs.items():
+        differ = int((pd.Series(a[here]).fillna("").to_numpy() != pd.Series(b[there]).fillna("").to_numpy()).sum())
+        if differ:
+            raise InputError(f"run '{name}' has other {what} than '{first}' in {differ} of {len(a)} test rows; compare runs on one data set")
 
 
 def _measure_run(name: str, seeds: tuple[int, ...], cohorts: tuple[Cohort, ...], config: AuditConfig, seed: int) -> _Run:
@@ -359,12 +375,14 @@ def _adjust(data: Mapping[str, Any], primary: Sequence[str]) -> None:
             gap["p_holm"] = p
 
 
-def _verdicts(data: Mapping[str, Any], config: AuditConfig) -> list[dict[str, Any]]:
+def _verdicts(data: Mapping[str, Any], config: AuditConfig, cohorts: Mapping[str, Sequence[Cohort]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     names = [run["name"] for run in data["runs"]]
     for label, item in data["labels"].items():
         for name in names:
-            found += collapsed_verdicts(label, item["overall"][name], run=name)
+            found += collapsed_verdicts(label, item["overall"][name], one_of_many=data["kind"] == "multiclass", run=name)
+            questions = [question for cohort in cohorts[name] for question in cohort.questions if question.name == label]
+            found += next((said for question in questions if (said := threshold_verdicts(label, question.threshold, run=name))), [])
             gaps = {attribute: {"gaps": part["gaps"][name]} for attribute, part in item["attributes"].items()}
             found += gap_verdicts(label, gaps, config.primary, config.confidence, run=name)
         for attribute, part in item["attributes"].items():

@@ -31,7 +31,7 @@ from evenhand.evaluation.significance import (
 from evenhand.evaluation.verdicts import audit_verdicts
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, Gap, all_gaps
-from evenhand.metrics.permutation import REACH
+from evenhand.metrics.permutation import MIRRORS, REACH
 from evenhand.random import generator
 
 SCHEMA = "evenhand.audit/1"
@@ -126,7 +126,7 @@ def evaluate(
                 name: _attribute_json(cohort.groups[name], tables[name][0][label], gaps[label, name], config) for name in tables
             },
         }
-    data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence)
+    data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence, cohort.kind)
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
     data["provenance"] = _provenance(predictions, cohort, config, seed, bins, missing, n_tests, failed)
     return AuditResult(data, predictions)
@@ -170,8 +170,10 @@ def n_permutations(cohort: Cohort, config: AuditConfig) -> int:
 
 
 def _primary_parts(config: AuditConfig) -> set[str]:
-    """The metrics that the family's gaps are made of."""
-    return {part for name in config.primary for part in COMBINED.get(name, (name,))}
+    """The metrics that the family's gaps are made of; TPR and FPR, tested jointly in equalized odds, go together."""
+    parts = {part for name in config.primary for part in COMBINED.get(name, (name,))}
+    parts |= {MIRRORS[name] for name in parts if name in MIRRORS}
+    return parts | {"tpr", "fpr"} if parts & {"tpr", "fpr"} else parts
 
 
 def _attribute(

@@ -68,6 +68,8 @@ def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str]) -> G
     overall = part["attribute"] == "overall"
     _known(text, "metric", part["metric"], METRICS if overall else [*METRICS, *COMBINED])
     _known(text, "field", field, FIELDS[:3] if overall else FIELDS)
+    if part["attribute"] == "any" and not attributes:
+        raise ConfigError(f"gate '{text}' is about attributes, but none is audited; name them with --groups")
     return Gate(text, part["label"], part["attribute"], part["metric"], field, part["sign"], number)
 
 

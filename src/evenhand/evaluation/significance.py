@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.evaluation.cells import Measured, limits
-from evenhand.metrics.cells import METRICS, make_cell
+from evenhand.metrics.cells import METRICS, make_cell, variance_floor
 from evenhand.metrics.gaps import Gap, GroupValue
 from evenhand.metrics.permutation import holm, largest_difference, log_moments, null_maxima
 
@@ -62,13 +62,17 @@ def variances_by_moments(rows: Mapping[str, Any], codes: npt.NDArray[np.int64], 
 
 
 def replicate_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
-    """Group key -> metric -> variance over the bootstrap replicates, NaN where there are fewer than two."""
-    return {key: {name: _spread(item.replicates[name]) for name in METRICS} for key, item in measured.items()}
+    """Group key -> metric -> variance over the bootstrap replicates, NaN where there are fewer than two.
+
+    A share of exactly 0 or 1 does not vary over replicates, which is not certainty: its variance is that of half a
+    patient's answer, as in `evenhand.metrics.cells.Cell.moments`.
+    """
+    return {key: {name: _spread(name, item.replicates[name], item.counts[name][1]) for name in METRICS} for key, item in measured.items()}
 
 
-def _spread(replicates: FloatArray) -> float:
+def _spread(metric: str, replicates: FloatArray, units: int) -> float:
     finite = replicates[np.isfinite(replicates)]
-    return float(finite.var(ddof=1)) if len(finite) > 1 else float("nan")
+    return max(float(finite.var(ddof=1)), variance_floor(metric, units)) if len(finite) > 1 else float("nan")
 
 
 def permuted_null(

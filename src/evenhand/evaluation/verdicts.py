@@ -44,26 +44,31 @@ def verdict(code: str, text: str, **where: Any) -> dict[str, Any]:
     return {"code": code, **blank, **where, "text": text}
 
 
-def audit_verdicts(labels: Mapping[str, Any], primary: Sequence[str], confidence: float) -> list[dict[str, Any]]:
+def audit_verdicts(labels: Mapping[str, Any], primary: Sequence[str], confidence: float, kind: str = "binary") -> list[dict[str, Any]]:
     """All verdicts of one audit, the gravest first.
 
     Args:
         labels: the ``labels`` part of audit.json.
         primary: gaps whose corrected tests count.
         confidence: level of the intervals; a gap is claimed where adjusted p < 1 - confidence.
+        kind: binary, multiclass or multilabel.
     """
     found = []
     for label, item in labels.items():
-        found += collapsed_verdicts(label, item["overall"])
+        found += collapsed_verdicts(label, item["overall"], one_of_many=kind == "multiclass")
         found += gap_verdicts(label, item["attributes"], primary, confidence)
         found += evidence_verdicts(label, item["attributes"])
-    found += _threshold_verdicts(labels)
+    for label, item in labels.items():
+        found += threshold_verdicts(label, item["threshold"])
     order = ("collapsed", "gap", "levelling_down", "threshold_on_test", "insufficient_evidence")
     return sorted(found, key=lambda item: order.index(item["code"]))
 
 
-def collapsed_verdicts(label: str, overall: Mapping[str, Any], **where: Any) -> list[dict[str, Any]]:
-    """Whether a model tells cases from non-cases at all, and gives more than one answer."""
+def collapsed_verdicts(label: str, overall: Mapping[str, Any], *, one_of_many: bool = False, **where: Any) -> list[dict[str, Any]]:
+    """Whether a model tells cases from non-cases at all, and gives more than one answer.
+
+    One class of many (``one_of_many``) may well be rare; there, only a class that nearly everybody gets is a collapse.
+    """
     found, prefix = [], f"{where['run']}: " if "run" in where else ""
     auc, rate = overall["auc"], overall["positive_rate"]
     if auc["value"] is not None and auc["lower"] is not None and auc["lower"] <= 0.5:
@@ -71,7 +76,7 @@ def collapsed_verdicts(label: str, overall: Mapping[str, Any], **where: Any) -> 
             f"{prefix}{label}: the scores are not shown to be better than chance: AUC {span(auc)}; small gaps of such a model mean nothing."
         )
         found.append(verdict("collapsed", text, label=label, metric="auc", **_numbers(auc), **where))
-    if rate["value"] is not None and not _FEW <= rate["value"] <= _MANY:
+    if rate["value"] is not None and not (0 if one_of_many else _FEW) <= rate["value"] <= _MANY:
         text = f"{prefix}{label}: {rate['value']:.1%} of the rows get a positive decision, so nearly everybody gets the same answer; "
         text += "small gaps of such a model mean nothing."
         found.append(verdict("collapsed", text, label=label, metric="positive_rate", **_numbers(rate), **where))
@@ -115,17 +120,16 @@ def evidence_verdicts(label: str, attributes: Mapping[str, Any]) -> list[dict[st
     return found
 
 
-def _threshold_verdicts(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    for label, item in labels.items():
-        threshold = item["threshold"]
-        if threshold["source"] == "default" and threshold["n"] == 0 and "no validation rows" in (threshold["note"] or ""):
-            text = (
-                f"{label}: there are no validation rows to choose a threshold on, so decisions are made at {threshold['value']:g}; "
-                "rates at this threshold may be far from those at the operating point that would be used."
-            )
-            found.append(verdict("threshold_on_test", text, label=label, value=threshold["value"]))
-    return found
+def threshold_verdicts(label: str, threshold: Mapping[str, Any], **where: Any) -> list[dict[str, Any]]:
+    """Whether there were no validation rows to choose the threshold on."""
+    if threshold["source"] != "default" or threshold["n"] or "no validation rows" not in (threshold["note"] or ""):
+        return []
+    text = (
+        f"{where['run'] + ': ' if 'run' in where else ''}{label}: there are no validation rows to choose a threshold on, "
+        f"so decisions are made at {threshold['value']:g}; "
+        "rates at this threshold may be far from those at the operating point that would be used."
+    )
+    return [verdict("threshold_on_test", text, label=label, value=threshold["value"], **where)]
 
 
 def levelling_down(

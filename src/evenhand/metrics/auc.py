@@ -12,69 +12,48 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-_DENSE = 200_000
-"""Up to this many entries a product with a dense unit-by-row matrix is faster than summing row by row."""
-
-
 @dataclass(frozen=True)
 class RankedRows:
-    """Rows sorted by score once, so that the AUC under any weights of their units is two gathers and a running sum.
+    """Rows sorted by score once, so that the AUC under any weights of their units is two sparse products and a running sum.
 
-    A unit is what carries a weight: a patient in the bootstrap, a patient (within a group) in a permutation.
+    A unit is what carries a weight: a patient in the bootstrap, a patient (within a group) in a permutation. A level is a
+    run of neighbouring scores that no row of the other class comes between; a score that both classes have (a tie) is a
+    level of its own. Only levels matter to the AUC, and there are at most twice as many as rows of the rarer class.
 
     Attributes:
-        negative: int64 (n0,), the unit of each negative row, by ascending score.
-        positive: int64 (n1,), the unit of each positive row, by ascending score.
-        negatives_below: int64 (n1,), for each positive row the number of negative rows with a smaller score.
-        negatives_upto: int64 (n1,), the same with a smaller or equal score.
-        positives_below: int64 (n0,), for each negative row the number of positive rows with a smaller score.
-        positives_upto: int64 (n0,), the same with a smaller or equal score.
+        negative: sparse (n_units, levels), how many negative rows a unit has in a level.
+        positive: the same of positive rows.
     """
 
-    negative: IntArray
-    positive: IntArray
-    negatives_below: IntArray
-    negatives_upto: IntArray
-    positives_below: IntArray
-    positives_upto: IntArray
+    negative: Any
+    positive: Any
 
 
 def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArray) -> RankedRows:
-    """Sort rows by score and note, for each row, how many of the other class lie below it.
+    """Count every unit's rows by level of score.
 
     Args:
         y_true: (n,) in {0, 1}.
         y_score: (n,) finite.
         unit: (n,) position of each row's unit in the weights that will be given.
     """
+    from scipy.sparse import csr_array
+
     positive = y_true == 1
-    order = np.lexsort((unit, y_score))
-    low, high = order[~positive[order]], order[positive[order]]
-    negative_scores, positive_scores = y_score[low], y_score[high]
-    return RankedRows(
-        negative=unit[low],
-        positive=unit[high],
-        negatives_below=np.searchsorted(negative_scores, positive_scores, side="left"),
-        negatives_upto=np.searchsorted(negative_scores, positive_scores, side="right"),
-        positives_below=np.searchsorted(positive_scores, negative_scores, side="left"),
-        positives_upto=np.searchsorted(positive_scores, negative_scores, side="right"),
-    )
+    distinct, place = np.unique(y_score, return_inverse=True)
+    kind = (np.bincount(place[positive], minlength=len(distinct)) > 0) + 2 * (np.bincount(place[~positive], minlength=len(distinct)) > 0)
+    starts = np.append(True, (kind[1:] != kind[:-1]) | (kind[1:] == 3))[: len(distinct)]
+    level = (np.cumsum(starts) - 1)[place]
+    shape = (int(unit.max(initial=-1)) + 1, int(starts.sum()))
+    negative_counts, positive_counts = (csr_array((np.ones(int(use.sum())), (unit[use], level[use])), shape=shape) for use in (~positive, positive))
+    return RankedRows(negative_counts, positive_counts)
 
 
-def _running(weights: FloatArray) -> FloatArray:
-    """Running sum over rows with a leading zero: (n, b) -> (n + 1, b)."""
-    total = np.zeros((len(weights) + 1, weights.shape[1]))
-    np.cumsum(weights, axis=0, out=total[1:])
-    return total
-
-
-def _placed(running: FloatArray, below: IntArray, upto: IntArray) -> FloatArray:
-    """Weight of the other class below each row, ties counted half."""
-    placed = running[below]
-    if not np.array_equal(below, upto):
-        placed += running[upto]
-        placed *= 0.5
-    return placed
+def _placed(counts: FloatArray) -> FloatArray:
+    """Weight of these rows below each level, those at the level counted half: (levels, b) -> (levels, b)."""
+    below = np.cumsum(counts, axis=0)
+    below -= 0.5 * counts
+    return below
 
 
 def weighted_auc(rows: RankedRows, weights: FloatArray) -> FloatArray:
@@ -89,22 +68,10 @@ def weighted_auc(rows: RankedRows, weights: FloatArray) -> FloatArray:
     Returns:
         (b,), NaN where a class has no weight.
     """
-    running = _running(weights[rows.negative])
-    own = weights[rows.positive]
-    total = own.sum(axis=0) * running[-1]
-    wins = np.einsum("ib,ib->b", own, _placed(running, rows.negatives_below, rows.negatives_upto))
+    low, high = rows.negative.T @ weights, rows.positive.T @ weights
+    total = low.sum(axis=0) * high.sum(axis=0)
+    wins = np.einsum("lb,lb->b", high, _placed(low))
     return np.asarray(np.divide(wins, total, out=np.full(len(total), np.nan), where=total > 0))
-
-
-def _unit_sums(values: FloatArray, unit: IntArray, n_units: int) -> FloatArray:
-    """Sum of the rows of every unit: (n, b) -> (n_units, b)."""
-    if n_units * len(unit) <= _DENSE:
-        return np.asarray((np.arange(n_units)[:, None] == unit).astype(float) @ values)
-    sums = np.zeros((n_units, values.shape[1]))
-    order = np.argsort(unit, kind="stable")
-    present, start = np.unique(unit[order], return_index=True)
-    sums[present] = values[order] if len(present) == len(unit) else np.add.reduceat(values[order], start, axis=0)
-    return sums
 
 
 def auc_with_variance(rows: RankedRows, member: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -129,29 +96,20 @@ def auc_with_variance(rows: RankedRows, member: FloatArray) -> tuple[FloatArray,
     References:
         DeLong et al., Biometrics 44 (1988) 837; Obuchowski, Biometrics 53 (1997) 567.
     """
-    n_units = len(member)
-    z0, z1 = member[rows.negative], member[rows.positive]
-    running0, running1 = _running(z0), _running(z1)
-    count0, count1 = running0[-1], running1[-1]
+    low, high = rows.negative.T @ member, rows.positive.T @ member
+    count0, count1 = low.sum(axis=0), high.sum(axis=0)
+    own0, own1 = (np.diff(counts.indptr) > 0 for counts in (rows.negative, rows.positive))
+    units0, units1 = own0 @ member, own1 @ member
     with np.errstate(divide="ignore", invalid="ignore"):
-        placed1 = _placed(running0, rows.negatives_below, rows.negatives_upto) / count0
-        value = np.einsum("ib,ib->b", z1, placed1) / count1
-        placed0 = 1 - _placed(running1, rows.positives_below, rows.positives_upto) / count1
-        placed1 -= value
-        placed1 *= z1
-        placed0 -= value
-        placed0 *= z0
-        has0, has1 = np.unique(rows.negative), np.unique(rows.positive)
-        units0, units1 = member[has0].sum(axis=0), member[has1].sum(axis=0)
-        mixed = np.intersect1d(has0, has1)
-        plain1, plain0 = (not len(mixed) and len(has) == len(unit) for has, unit in ((has1, rows.positive), (has0, rows.negative)))
-        sum1 = placed1 if plain1 else _unit_sums(placed1, rows.positive, n_units)
-        sum0 = placed0 if plain0 else _unit_sums(placed0, rows.negative, n_units)
-        variance = _factor(units1) * np.einsum("ib,ib->b", sum1, sum1) / count1**2
-        variance += _factor(units0) * np.einsum("ib,ib->b", sum0, sum0) / count0**2
-        if len(mixed):
-            units = member.sum(axis=0)
-            variance += 2 * _factor(units) * np.einsum("ib,ib->b", sum1, sum0) / (count1 * count0)
+        placed1 = _placed(low) / count0
+        value = np.einsum("lb,lb->b", high, placed1) / count1
+        sum1 = (rows.positive @ (placed1 - value)) * member
+        sum0 = (rows.negative @ (1 - value - _placed(high) / count1)) * member
+        variance = _factor(units1) * np.einsum("ub,ub->b", sum1, sum1) / count1**2
+        variance += _factor(units0) * np.einsum("ub,ub->b", sum0, sum0) / count0**2
+        if (own0 & own1).any():
+            units = (own0 | own1) @ member
+            variance += 2 * _factor(units) * np.einsum("ub,ub->b", sum1, sum0) / (count1 * count0)
     smaller = np.minimum(units0, units1)
     enough = smaller >= 2
     floor = 0.25 / np.maximum(smaller, 1) ** 3

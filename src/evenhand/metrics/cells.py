@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,7 @@ class Cell:
         return found
 
     def _rate_moments(self, metrics: tuple[str, ...], member: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
-        products = np.stack([self.sums[:, i] * self.sums[:, j] for i, j in _PRODUCTS], axis=1)
-        present = np.stack([self.sums[:, np.asarray(bottom) > 0].any(axis=1) for bottom in _DENOMINATORS], axis=1)
-        total = np.hstack([self.sums, products, present]).T @ member
+        total = self._additive @ member
         sums, second = total[: len(SUMS)], total[len(SUMS) : len(SUMS) + len(_PRODUCTS)]
         counts = dict(zip(_DENOMINATORS, total[len(SUMS) + len(_PRODUCTS) :], strict=True))
         found = {}
@@ -113,10 +112,16 @@ class Cell:
                     continue
                 variance += (1 if i == j else 2) * gradient[i] * gradient[j] * product
             units = np.min([counts[bottom] for _, bottom in RATES[name]], axis=0)
-            floor = 0 if name in ("brier", "log_loss") else 0.25 / np.maximum(units, 1) ** 2
-            variance = np.maximum(variance * units / np.maximum(units - 1, 1), floor)
+            variance = np.maximum(variance * units / np.maximum(units - 1, 1), variance_floor(name, units))
             found[name] = (rate(name, sums), np.where(units >= 2, variance, np.nan))
         return found
+
+    @cached_property
+    def _additive(self) -> FloatArray:
+        """What each unit adds to the sums, to the sums of their products, and to the units of each denominator: (k, u)."""
+        products = [self.sums[:, i] * self.sums[:, j] for i, j in _PRODUCTS]
+        present = [self.sums[:, np.asarray(bottom) > 0].any(axis=1) for bottom in _DENOMINATORS]
+        return np.stack([*self.sums.T, *products, *present]).astype(float)
 
     def label_patterns(self) -> IntArray:
         """Of each unit: 1 only negative rows, 2 only positive rows, 3 both."""
@@ -137,6 +142,13 @@ def make_cell(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], decision: npt
     rows = row_sums(y_true, y_score, decision)
     columns = [np.bincount(local, column, minlength=len(units)).astype(np.float64) for column in rows.T]
     return Cell(units, np.stack(columns, axis=1), rank_rows(y_true, y_score, local), len(y_true), int(np.count_nonzero(y_true == 1)))
+
+
+def variance_floor(metric: str, units: Any) -> Any:
+    """The least variance of a metric over ``units`` patients: 1 / (2 u)^2 for a share, 1 / (4 u^3) for AUC, 0 for losses."""
+    if metric in ("brier", "log_loss"):
+        return 0.0
+    return 0.25 / np.maximum(units, 1).astype(float) ** (3 if metric == "auc" else 2)
 
 
 def has_worst(metric: str) -> bool:

@@ -116,7 +116,9 @@ def difference_limits(values: FloatArray, variances: FloatArray, critical: float
     low, high = 0.0, 0.0
     for i in range(len(values)):
         for j in range(i):
-            apart, width = abs(values[i] - values[j]), critical * float(np.sqrt(variances[i] + variances[j]))
+            apart, spread = abs(values[i] - values[j]), float(np.sqrt(variances[i] + variances[j]))
+            width = critical * spread if spread > 0 or not np.isfinite(critical) else 0.0
+            width = float("inf") if np.isnan(width) else width
             low, high = max(low, apart - width), max(high, apart + width)
     return round(float(low), 12), round(float(min(high, largest)), 12)
 

@@ -28,7 +28,7 @@ MIRRORS = {"tnr": "fpr", "fnr": "tpr"}
 
 
 def largest_difference(values: FloatArray, variances: FloatArray) -> FloatArray:
-    """max over pairs of |v_i - v_j| / sqrt(var_i + var_j): (k, b) -> (b,). Pairs that are not finite are left out.
+    """max over pairs of |v_i - v_j| / sqrt(var_i + var_j): (k, b) -> (b,). Pairs that are not defined are left out.
 
     Example:
         >>> largest_difference(np.array([[0.9], [0.5]]), np.array([[0.02], [0.02]])).round(6)
@@ -39,7 +39,7 @@ def largest_difference(values: FloatArray, variances: FloatArray) -> FloatArray:
         for j in range(i):
             with np.errstate(invalid="ignore", divide="ignore"):
                 t = np.abs(values[i] - values[j]) / np.sqrt(variances[i] + variances[j])
-            np.fmax(largest, np.where(np.isfinite(t), t, 0), out=largest)
+            np.fmax(largest, t, out=largest)
     return largest
 
 

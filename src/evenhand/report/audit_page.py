@@ -49,10 +49,7 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
         facts: data, model, method and other facts that audit.json does not hold.
     """
     many = len(audit["labels"]) > summary.FEW_LABELS
-    rows = None if predictions is None else audited_rows(predictions, audit)
-    attributes = dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"])
-    bins = audit.get("provenance", {}).get("bins") or {}
-    members = {} if rows is None else {name: membership(rows, name, bins) for name in attributes}
+    rows, members = (None, {}) if predictions is None else audited_rows(predictions, audit)
     labels = [_label_view(f"label-{i}", name, block, audit, rows, members) for i, (name, block) in enumerate(audit["labels"].items())]
     metrics = tables.metrics_of(block["overall"] for block in audit["labels"].values())
     gaps = dict.fromkeys(m for b in audit["labels"].values() for a in b["attributes"].values() for m in a["gaps"] if m not in metrics)
@@ -68,13 +65,25 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
     }
 
 
-def audited_rows(predictions: pd.DataFrame, audit: Json) -> pd.DataFrame:
-    """The rows that were audited: the split named in the provenance, else the test rows, else all of them."""
-    if "split" not in predictions:
-        return predictions
-    split = audit.get("provenance", {}).get("split") or "test"
-    chosen = predictions[predictions["split"] == split]
-    return chosen if len(chosen) else predictions
+def audited_rows(predictions: pd.DataFrame, audit: Json) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows that were audited, and for each attribute the group key of every such row ('' where missing).
+
+    Groups and rows are found as the audit finds them, so that a curve is of the rows that its number is of. An attribute
+    whose columns the table does not have is left out.
+    """
+    from evenhand.evaluation.attributes import GROUP_SUFFIX, audit_groups
+    from evenhand.evaluation.cohort import judged_rows
+
+    made, columns = audit.get("provenance", {}), set(map(str, predictions.columns))
+    names = dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"])
+    known = [name for name in names if all({part, f"{part}{GROUP_SUFFIX}"} & columns for part in name.split("*"))]
+    table = predictions.reset_index(drop=True)
+    groups = audit_groups(table, known, made.get("bins") or {}, len(table))
+    use = judged_rows(table, groups, made.get("missing") or "own_group")
+    members = {name: np.where(item.codes < 0, "", item.names())[use] for name, item in groups.items()}
+    stored = {name: f"{name}{GROUP_SUFFIX}" for name in names if name not in members and f"{name}{GROUP_SUFFIX}" in columns}
+    members.update({name: table[column].astype("string").fillna("").to_numpy(object)[use] for name, column in stored.items()})
+    return table[use], members
 
 
 def verdict_boxes(verdicts: Sequence[Json], none: str) -> dict[str, Any]:
@@ -110,19 +119,6 @@ def scores_of(rows: pd.DataFrame, label: str) -> tuple[Any, Any] | None:
     if truth == "y_true" and score != "y_score":
         y = np.where(rows[truth].isna(), np.nan, (rows[truth].astype(str) == label).to_numpy(float))
     return y, pd.to_numeric(rows[score], errors="coerce").to_numpy(float)
-
-
-def membership(rows: pd.DataFrame, attribute: str, bins: Mapping[str, Sequence[float]]) -> Any:
-    """The group key of every row ('' where missing): the stored column, else made from the raw attributes; None without either."""
-    from evenhand.data.groups import make_groups
-
-    stored = f"{attribute}__group"
-    if stored in rows:
-        return rows[stored].astype("string").fillna("").to_numpy(object)
-    if any(part not in rows for part in attribute.split("*")):
-        return None
-    names = make_groups(rows, attribute, bins).names()
-    return np.array(["" if name is None else name for name in names], dtype=object)
 
 
 def _label_view(key: str, name: str, block: Json, audit: Json, rows: pd.DataFrame | None, members: Json) -> dict[str, Any]:

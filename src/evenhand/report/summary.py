@@ -166,6 +166,8 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
             clear = " The interval includes 0: a difference is neither shown nor ruled out."
             if gap.get("lower") is not None and gap["lower"] > 0:
                 clear = " The interval excludes 0."
+                if (gap.get("p_holm") or 0.0) >= 1 - float(audit.get("provenance", {}).get("confidence", 0.95)):
+                    clear = " The interval excludes 0, but the evidence is not strong once the number of tests is counted (adjusted p)."
             rates = rates_in_words(name, attribute)
             shown = f" {rates[0].upper()}{rates[1:]}." if rates else ""
             lines.append((lead, f"{_gap_sentence(gap, name, metric, sure)}.{clear}{shown}"))

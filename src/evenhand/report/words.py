@@ -126,7 +126,7 @@ VERDICTS: dict[str, tuple[str, str, str]] = {
     "levelling_down": ("Levelling down", "warn", "▼"),
     "collapsed": ("Collapsed", "stop", "■"),
     "insufficient_evidence": ("Insufficient evidence", "open", "○"),
-    "threshold_on_test": ("Threshold chosen on test rows", "warn", "▲"),
+    "threshold_on_test": ("No validation rows", "warn", "▲"),
 }
 
 REASONS: dict[str, str] = {

@@ -55,7 +55,8 @@ def audit(
         bins: numeric column -> edges of half-open bins.
         missing: ``own_group``, ``drop`` or ``error``.
         bootstrap: replicates.
-        permutations: permutations of each test; raised to 40 a test of the family where that is more; 0: no tests.
+        permutations: permutations of each test; raised to 40 a test of the family where that is more; 0: p-values and limits
+            come from the bootstrap instead.
         confidence: level of intervals.
         primary: gaps whose tests form the family corrected by Holm; default AUC and equalized odds.
         max_groups: most groups an attribute may have.
