@@ -99,6 +99,23 @@ def test_a_path_goes_to_its_option(inside: Path) -> None:
     assert (config.data.path, config.model.checkpoint) == ("my data", "weights.pth")
 
 
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ([], "auto"),
+        (["model.name=resnet18"], "resnet18"),
+        (["model=mae_vit_b16"], "vit_base_patch16_224"),
+        (["experiment=dne_finetune"], "auto"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["weights.pth", "hf-hub:org/name"])
+def test_weights_named_by_model_tell_the_architecture_unless_it_is_given(inside: Path, weights: str, extra: list[str], name: str) -> None:
+    (inside / "weights.pth").touch()
+    for order in (1, -1):
+        config = compose("train", ["data.path=d", *[f"model={weights}", *extra][::order]])
+        assert (config.model.checkpoint, config.model.name) == (weights, name)
+
+
 def test_a_model_name_is_left_to_timm(inside: Path) -> None:
     config = compose("train", ["data.path=d", "model=vit_tiny_patch16_224.augreg_in21k"])
     assert (config.model.name, config.model.checkpoint) == ("vit_tiny_patch16_224.augreg_in21k", None)

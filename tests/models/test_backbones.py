@@ -115,6 +115,49 @@ def test_auto_name_needs_a_folder_that_states_it(tmp_path):
         resolve_name(ModelConfig(name="auto"))
 
 
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("vit_tiny_patch16_224", lambda state: {"model": state}),
+        ("vit_tiny_patch16_224", lambda state: {"teacher": {f"backbone.{key}": value for key, value in state.items()}}),
+        ("resnet18", lambda state: state),
+        ("resnet34", lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}}),
+        ("resnext50_32x4d", lambda state: state),
+        ("densenet121", lambda state: {"state_dict": {f"model.encoder.{key}": value for key, value in state.items()}}),
+    ],
+)
+def test_auto_name_recognises_plain_files_by_their_keys(tmp_path, name, wrap, caplog):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0)
+    torch.save(wrap({key: torch.zeros(value.shape, dtype=value.dtype) for key, value in network.state_dict().items()}), tmp_path / "w.pth")
+    with caplog.at_level("INFO"):
+        assert resolve_name(ModelConfig(name="auto", checkpoint=str(tmp_path / "w.pth"))) == name
+    assert f"w.pth: its keys look like {name}" in caplog.text
+
+
+def test_auto_name_loads_what_it_recognised(tmp_path):
+    source = timm.create_model("resnet18", num_classes=3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = build_classifier(ModelConfig(name="auto", checkpoint=str(tmp_path / "w.pth"), input_size=[32, 32]), 1, 0)
+    assert model.name == "resnet18"
+    assert torch.equal(model.network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("resnet10t", {}, "do not tell"),
+        ("test_vit", {}, "look like a ViT of width 64"),
+        ("vit_small_patch16_224", {"patch_size": 112}, "look like vit_small_patch112"),
+    ],
+)
+def test_auto_name_of_something_else_asks_for_the_name(tmp_path, name, options, says):
+    torch.save(timm.create_model(name, num_classes=0, **options).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"{says}.*set model\.name=") as caught:
+        resolve_name(ModelConfig(name="auto", checkpoint=str(tmp_path / "w.pth")))
+    assert "\n" not in str(caught.value)
+
+
 def test_keep_head_restores_a_finished_classifier(tmp_path):
     source = small(3)
     timm.models._hub.save_for_hf(source.network, tmp_path / "run", safe_serialization=True)

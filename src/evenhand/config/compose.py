@@ -35,6 +35,8 @@ class _Request:
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    named_weights: bool = False
+    """``model=`` named weights, so that they say what the architecture is."""
 
 
 @overload
@@ -131,6 +133,8 @@ def _merged(kind: type, overrides: Sequence[str], config_dir: str | Path | None)
     _check_config_dir(config_dir)
     request = _sorted(kind, overrides, config_dir)
     config = _composed(kind, request.choices, config_dir) if groups_of(kind) else OmegaConf.structured(kind)
+    if request.named_weights and "model.name" not in request.values and "model" not in request.choices:
+        config.model.name = "auto"
     method = OmegaConf.get_type(config.method) if "method" in section_names(kind) else None
     options = {option.name: option for option in list_options(kind, method=method)}
     for name, text in request.values.items():
@@ -159,6 +163,7 @@ def _sorted(kind: type, overrides: Sequence[str], config_dir: str | Path | None)
             continue
         for full, value in _choice(name, text, config_dir).items():
             (request.values if "." in full else request.choices)[full] = value
+            request.named_weights |= full == "model.checkpoint"
     return request
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import timm
 import torch
 from torch import nn
 
 from evenhand.config.schema import ModelConfig
 from evenhand.errors import CheckpointError, InputError
-from evenhand.models.checkpoints import WeightSource, find_weights, load_weights
+from evenhand.models.checkpoints import WeightSource, architecture_of, find_weights, load_weights
 from evenhand.models.networks import (
     check_input_size,
     check_name,
@@ -152,19 +153,23 @@ def _locate(config: ModelConfig, name: str) -> WeightSource | None:
 
 
 def resolve_name(config: ModelConfig) -> str:
-    """The architecture: ``model.name``, or with ``auto`` the one that the checkpoint's folder states.
+    """The architecture: ``model.name``, or with ``auto`` the one that the checkpoint states, else the one its keys look like.
 
     Raises:
-        CheckpointError: ``auto``, but the checkpoint does not say what it is.
+        CheckpointError: ``auto``, but there is no checkpoint or it is not recognised.
         InputError: timm does not know the name.
     """
     register_architectures()
     name = config.name
     if name == AUTO_NAME:
-        stored = find_weights(config.checkpoint) if config.checkpoint else None
-        if stored is None or stored.architecture is None:
-            raise CheckpointError("model.name is 'auto', but the checkpoint has no config.json that names its architecture; set model.name")
-        name = stored.architecture
+        if not config.checkpoint:
+            raise CheckpointError("model.name is 'auto', but there is no checkpoint to tell the architecture; set model.name")
+        stored = find_weights(config.checkpoint)
+        found = architecture_of(stored)
+        if found is None or (stored.architecture is None and not timm.is_model(found)):
+            like = f"its keys look like {found}" if found else "its keys do not tell"
+            raise CheckpointError(f"checkpoint {stored.label} does not say what architecture it is ({like}); set model.name=… (a timm name)")
+        name = found
     check_name(name)
     return name
 

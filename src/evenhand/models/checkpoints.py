@@ -195,6 +195,20 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     )
 
 
+def architecture_of(source: WeightSource) -> str | None:
+    """The architecture of weights: the one their folder or header states, else the one their keys look like; None if neither.
+
+    Raises:
+        CheckpointError: the file cannot be read safely.
+    """
+    if source.architecture is not None:
+        return source.architecture
+    found = guess_architecture(recognise(read_checkpoint(source.file), source.label).state)
+    if found is not None:
+        logger.info("%s: its keys look like %s (model.name changes it)", source.label, found)
+    return found
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What was loaded.

@@ -173,10 +173,13 @@ def _densenet(state: State) -> State:
     return state
 
 
-_RESNETS = {
-    (2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34", (3, 4, 6, 3, True): "resnet50",
-    (3, 4, 23, 3, True): "resnet101", (3, 8, 36, 3, True): "resnet152",
+# blocks of each stage -> {(width of the first block's inner convolution, channels a group of it): name}
+_RESNETS: dict[tuple[int, ...], dict[tuple[int, int], str]] = {
+    (3, 4, 6, 3): {(64, 64): "resnet50", (128, 4): "resnext50_32x4d", (128, 128): "wide_resnet50_2"},
+    (3, 4, 23, 3): {(64, 64): "resnet101", (256, 8): "resnext101_32x8d", (128, 128): "wide_resnet101_2"},
+    (3, 8, 36, 3): {(64, 64): "resnet152"},
 }
+_BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 _DENSENETS = {(6, 12, 24, 16): "densenet121", (6, 12, 32, 32): "densenet169", (6, 12, 48, 32): "densenet201"}
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 
@@ -186,12 +189,22 @@ def _count(state: Mapping[str, Any], pattern: str) -> int:
     return len(found)
 
 
+def _guess_resnet(state: Mapping[str, torch.Tensor]) -> str | None:
+    counts = tuple(_count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5))
+    inner = state.get("layer1.0.conv2.weight")
+    if "conv1.weight" not in state or "layer1.0.se.fc1.weight" in state or inner is None or inner.ndim != 4:
+        return None
+    if "layer1.0.conv3.weight" not in state:
+        return _BASIC.get(counts)
+    return _RESNETS.get(counts, {}).get((inner.shape[0], inner.shape[1]))
+
+
 def guess_architecture(state: Mapping[str, torch.Tensor]) -> str | None:
     """The timm name that a state dictionary most likely belongs to, or None.
 
     Example:
-        >>> guess_architecture({"layer1.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}) is None
-        True
+        >>> guess_architecture({"patch_embed.proj.weight": torch.zeros(384, 3, 16, 16), "blocks.11.norm1.weight": torch.zeros(384)})
+        'a ViT of width 384, 1 blocks, patch 16'
     """
     patch = state.get("patch_embed.proj.weight")
     blocks = _count(state, r"blocks\.(\d+)\.")
@@ -200,8 +213,7 @@ def guess_architecture(state: Mapping[str, torch.Tensor]) -> str | None:
         kind = f"vit_{size}_patch{patch.shape[-1]}" if size else None
         return f"{kind}_224" if kind else f"a ViT of width {patch.shape[0]}, {blocks} blocks, patch {patch.shape[-1]}"
     if "layer1.0.conv1.weight" in state:
-        counts = tuple(_count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5))
-        return _RESNETS.get((*counts, "layer1.0.conv3.weight" in state))  # type: ignore[arg-type]
+        return _guess_resnet(state)
     if any("denselayer" in key for key in state):
         layers = tuple(_count(state, rf"features\.denseblock{block}\.denselayer(\d+)\.") for block in range(1, 5))
         return _DENSENETS.get(layers)  # type: ignore[arg-type]
