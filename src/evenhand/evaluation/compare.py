@@ -184,22 +184,23 @@ def _same_rows(cohorts: Mapping[str, Sequence[Cohort]]) -> None:
                     f"{common} in common); "
                     "paired changes need the same rows: predict both runs on one test set"
                 )
-            _same_facts(name, item, first, cohorts[first][0], column)
+            if column == "image":
+                _same_facts(name, item, first, cohorts[first][0])
 
 
-def _same_facts(name: str, item: Cohort, first: str, reference: Cohort, column: str | None) -> None:
+def _same_facts(name: str, item: Cohort, first: str, reference: Cohort) -> None:
     """Equal rows must have equal truths, patients and groups, or a change would compare different things."""
-    orders = [np.argsort(cohort.frame[column].astype(str).to_numpy(), kind="stable") if column == "image" else None for cohort in (item, reference)]
-    if any(order is None for order in orders):
-        return
-    here, there = orders
-    pairs = {f"truth of {a.name}": (a.y_true, b.y_true) for a, b in zip(item.questions, reference.questions, strict=True)}
+    here, there = (np.argsort(cohort.frame["image"].astype(str).to_numpy(), kind="stable") for cohort in (item, reference))
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"truth of {a.name}": (a.y_true, b.y_true) for a, b in zip(item.questions, reference.questions, strict=True)
+    }
     pairs["patients"] = (item.patient, reference.patient)
     pairs.update({f"groups of {key}": (item.groups[key].names(), reference.groups[key].names()) for key in item.groups})
     for what, (a, b) in pairs.items():
         differ = int((pd.Series(a[here]).fillna("").to_numpy() != pd.Series(b[there]).fillna("").to_numpy()).sum())
         if differ:
-            raise InputError(f"run '{name}' has other {what} than '{first}' in {differ} of {len(a)} test rows; compare runs on one data set")
+            where = f"{differ} of {len(a)} test rows"
+            raise InputError(f"run '{name}' has other {what} than '{first}' in {where}; compare runs on one data set")
 
 
 def _measure_run(name: str, seeds: tuple[int, ...], cohorts: tuple[Cohort, ...], config: AuditConfig, seed: int) -> _Run:

@@ -101,9 +101,8 @@ def evaluate(
         ConfigError: an option is wrong.
     """
     config = config or AuditConfig()
-    _check(config, classes)
     bins = {name: tuple(float(edge) for edge in edges) for name, edges in (bins or {}).items()}
-    cohort = make_cohort(
+    cohort = checked_cohort(
         predictions,
         labels=labels,
         classes=classes,
@@ -130,6 +129,17 @@ def evaluate(
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
     data["provenance"] = _provenance(predictions, cohort, config, seed, bins, missing, n_tests, failed)
     return AuditResult(data, predictions)
+
+
+def checked_cohort(predictions: pd.DataFrame, *, classes: Sequence[str], config: AuditConfig, **question: Any) -> Cohort:
+    """Everything about an audit that can be refused, before anything is computed; the arguments are those of `evaluate`.
+
+    Raises:
+        TableError: the table breaks the contract.
+        ConfigError: an option is wrong.
+    """
+    _check(config, classes)
+    return make_cohort(predictions, classes=classes, config=config, **question)
 
 
 def _check(config: AuditConfig, classes: Sequence[str]) -> None:

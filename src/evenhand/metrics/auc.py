@@ -45,8 +45,8 @@ def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArra
     starts = np.append(True, (kind[1:] != kind[:-1]) | (kind[1:] == 3))[: len(distinct)]
     level = (np.cumsum(starts) - 1)[place]
     shape = (int(unit.max(initial=-1)) + 1, int(starts.sum()))
-    negative_counts, positive_counts = (csr_array((np.ones(int(use.sum())), (unit[use], level[use])), shape=shape) for use in (~positive, positive))
-    return RankedRows(negative_counts, positive_counts)
+    low, high = (csr_array((np.ones(int(use.sum())), (unit[use], level[use])), shape=shape) for use in (~positive, positive))
+    return RankedRows(negative=low, positive=high)
 
 
 def _placed(counts: FloatArray) -> FloatArray:

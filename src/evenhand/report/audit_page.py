@@ -71,8 +71,9 @@ def audited_rows(predictions: pd.DataFrame, audit: Json) -> tuple[pd.DataFrame, 
     Groups and rows are found as the audit finds them, so that a curve is of the rows that its number is of. An attribute
     whose columns the table does not have is left out.
     """
-    from evenhand.evaluation.attributes import GROUP_SUFFIX, audit_groups
+    from evenhand.evaluation.attributes import audit_groups
     from evenhand.evaluation.cohort import judged_rows
+    from evenhand.evaluation.predictions import GROUP_SUFFIX
 
     made, columns = audit.get("provenance", {}), set(map(str, predictions.columns))
     names = dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"])

@@ -1,36 +1,26 @@
 """Pictures as inline SVG: intervals, ROC curves, score distributions, and AUC against gap.
 
-Every figure is drawn with matplotlib's object interface (no pyplot, no global figures), is the same bytes for the same
-input, and names its groups by marker shape and line style as well as by a colour that colour-blind readers can tell
-apart (Okabe and Ito). Text stays text: it is set in the reader's own font and can be searched and read aloud.
+Every picture is the same bytes for the same input, and names its groups by shape of mark and style of line as well as
+by a colour that colour-blind readers can tell apart (Okabe and Ito).
 """
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.report.drawing import INK, MUTED, PALE, RULE, Axes, Drawing, ticks
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A6A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 2)),
-    (0, (1, 1.2)),
-    (0, (6, 1.5, 1, 1.5)),
-    (0, (3, 1)),
-    (0, (6, 1, 1, 1, 1, 1)),
-    (0, (2, 2)),
-    (0, (8, 2)),
-)
-INK, MUTED, RULE, PALE = "#1c2733", "#5b6773", "#c9d1d8", "#eef2f5"
+LINES = ("", "8 3", "1.6 2", "10 2.4 1.6 2.4", "5 1.6", "10 1.6 1.6 1.6 1.6 1.6", "3.2 3.2", "13 3.2")
+GREY = "#b4bcc4"
+QUARTERS = ((0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1"))
+FIFTHS = tuple((i / 5, f"{i / 5:.1f}") for i in range(6))
 MOST_CURVES = len(COLOURS)
 MOST_HISTOGRAMS = 6
 
@@ -100,152 +90,125 @@ def forest(
         ends: words for what lies left and right of the reference.
     """
     left = _label_width([p.label for p in points], most=3.0)
-    figure, axes = _canvas(
-        left + 4.1, 0.29 * len(points) + (0.95 if ends else 0.75), left=left, bottom=0.68 if ends else 0.48, top=0.12, right=0.25
-    )
-    axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-    _interval_rows(axes, points, colour=COLOURS[0])
-    _limits(axes, points, reference)
+    sheet = Drawing(left + 4.1, 0.29 * len(points) + (0.8 if ends else 0.6))
+    axes = Axes(sheet, left, 0.1, 3.85, 0.29 * len(points) + 0.05, _limits(points, reference))
     _rows(axes, [p.label for p in points])
-    axes.set_xlabel(axis, fontsize=9, color=MUTED, labelpad=4)
+    axes.x_axis(ticks(*axes.x), axis)
+    axes.rule(reference)
+    _interval_rows(axes, points, colour=COLOURS[0])
     if ends:
-        where = {"va": "top", "fontsize": 8, "color": MUTED, "parse_math": False, "clip_on": False}
-        low = -0.46 / (axes.get_position().height * figure.get_figheight())
-        axes.text(0.0, low, f"← {ends[0]}", transform=axes.transAxes, ha="left", **where)
-        axes.text(1.0, low, f"{ends[1]} →", transform=axes.transAxes, ha="right", **where)
-    return _svg(figure, key, summary)
+        below = 72 * sheet.height - 4
+        sheet.text((72 * left, below), f"← {ends[0]}", size=8, colour=MUTED)
+        sheet.text((72 * (left + axes.width), below), f"{ends[1]} →", size=8, colour=MUTED, anchor="end")
+    return sheet.svg(summary)
 
 
 def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
     """Measures side by side, one row a group, everyone's value as a dashed rule."""
     labels = [p.label for p in panels[0].points]
     left, width, space = _label_width(labels), 2.35, 0.3
-    total, height = left + len(panels) * (width + space), 0.27 * len(labels) + 0.78
-    figure = _figure(total, height)
+    sheet = Drawing(left + len(panels) * (width + space), 0.27 * len(labels) + 0.62)
     for column, panel in enumerate(panels):
-        x = left + column * (width + space)
-        axes = figure.add_axes((x / total, 0.34 / height, width / total, (height - 0.72) / height))
-        if panel.overall is not None:
-            axes.axvline(panel.overall, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-        _interval_rows(axes, panel.points, colour=COLOURS[column % len(COLOURS)], marker=MARKERS[column % len(MARKERS)])
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+        axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, (-0.02, 1.02))
         _rows(axes, labels if column == 0 else [""] * len(labels))
-        axes.set_title(panel.title, fontsize=9.5, color=INK, loc="left", pad=6, parse_math=False)
-    return _svg(figure, key, summary)
+        axes.x_axis(QUARTERS)
+        if panel.overall is not None:
+            axes.rule(panel.overall)
+        _interval_rows(axes, panel.points, colour=COLOURS[column % len(COLOURS)], marker=MARKERS[column % len(MARKERS)])
+        sheet.text((72 * axes.left, 14), panel.title, size=9.5)
+    return sheet.svg(summary)
 
 
 def roc_curves(curves: Sequence[Curve], *, key: str, summary: str, note: str = "") -> str:
     """ROC curves of the groups; curves without emphasis are thin and grey and share one legend entry (``note``)."""
     shown = [curve for curve in curves if curve.emphasis]
-    rows = len(shown) + bool(note)
-    figure, axes = _canvas(4.5, 4.45 + 0.21 * rows, left=0.55, bottom=0.68 + 0.21 * rows, top=0.1, right=0.28)
-    axes.plot([0, 1], [0, 1], color=RULE, linewidth=1)
-    grey = None
+    sheet = Drawing(4.5, 4.3 + 0.21 * (len(shown) + bool(note)))
+    axes = Axes(sheet, 0.55, 0.1, 3.67, 3.67, y=(0.0, 1.005))
+    axes.x_axis(FIFTHS, "false alarms among negative cases (FPR)", grid=True)
+    axes.y_axis(FIFTHS, "found among positive cases (TPR)", grid=True)
+    axes.line((0, 1), (0, 1), RULE)
     for curve in curves:
         if not curve.emphasis:
-            (grey,) = axes.plot(*decimate(curve.fpr, curve.tpr, 60), color="#b4bcc4", linewidth=0.6)
-    handles = []
+            axes.line(*decimate(curve.fpr, curve.tpr, 60), GREY, 0.6)
     for i, curve in enumerate(shown):
-        style = {"color": COLOURS[i % MOST_CURVES], "marker": MARKERS[i % MOST_CURVES]}
-        axes.plot(*decimate(curve.fpr, curve.tpr), color=style["color"], linestyle=LINES[i % MOST_CURVES], linewidth=1.6)
+        axes.line(*decimate(curve.fpr, curve.tpr), COLOURS[i % MOST_CURVES], 1.6, LINES[i % MOST_CURVES])
+    for i, curve in enumerate(shown):
         if curve.point is not None:
-            spot = {"markersize": 7.5, "markeredgecolor": "white", "linestyle": "none", "clip_on": False, "zorder": 5}
-            axes.plot([curve.point[0]], [curve.point[1]], **style, **spot)
-        (handle,) = axes.plot([], [], **style, linestyle=LINES[i % MOST_CURVES], linewidth=1.6, markersize=5.5)
-        handles.append((handle, curve.label))
-    if grey is not None:
-        handles.append((grey, note))
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.005)
-    axes.grid(color=PALE, linewidth=0.8)
-    axes.set_xlabel("false alarms among negative cases (FPR)", fontsize=9, color=MUTED)
-    axes.set_ylabel("found among positive cases (TPR)", fontsize=9, color=MUTED)
-    _legend(axes, handles, below=True)
-    return _svg(figure, key, summary)
+            axes.mark(*curve.point, MARKERS[i % MOST_CURVES], 8.5, COLOURS[i % MOST_CURVES], edge="white")
+    for i, curve in enumerate(shown):
+        _key(sheet, (40, 72 * 4.34 + 15 * i), curve.label, COLOURS[i % MOST_CURVES], LINES[i % MOST_CURVES], MARKERS[i % MOST_CURVES])
+    if note:
+        _key(sheet, (40, 72 * 4.34 + 15 * len(shown)), note, GREY)
+    return sheet.svg(summary)
 
 
 def score_histograms(groups: Sequence[Scores], *, key: str, summary: str, threshold: float | None = None, bins: int = 25) -> str:
     """Mirrored histograms: positive cases above the line, negative cases below, each as a share of its own cases."""
     left, row = _label_width([g.label for g in groups]), 0.78
-    total, height = left + 4.25, row * len(groups) + 0.62
-    figure = _figure(total, height)
+    sheet = Drawing(left + 4.25, row * len(groups) + 0.55)
+    hatch = sheet.hatch(f"{key}-hatch", COLOURS[5])
     edges = np.linspace(0.0, 1.0, bins + 1)
     for i, group in enumerate(groups):
-        axes = figure.add_axes((left / total, (height - 0.16 - row * (i + 1) + 0.06) / height, 4.0 / total, (row - 0.06) / height))
-        _frame(axes)
-        for scores, sign, colour, hatch in ((group.positive, 1, COLOURS[1], None), (group.negative, -1, COLOURS[5], "////")):
+        axes = Axes(sheet, left, 0.1 + row * i + 0.06, 4.0, row - 0.06, y=(-1.08, 1.08))
+        for scores, sign, fill, colour in ((group.positive, 1, COLOURS[1], COLOURS[1]), (group.negative, -1, hatch, COLOURS[5])):
             share = np.histogram(np.clip(scores, 0, 1), edges)[0] / max(len(scores), 1)
-            axes.stairs(sign * share / max(share.max(), 1e-9), edges, fill=hatch is None, color=colour, linewidth=0.8, hatch=hatch)
-        axes.axhline(0, color=INK, linewidth=0.7)
+            heights = np.repeat(sign * share / max(float(share.max()), 1e-9), 2)
+            outline = [(0.0, 0.0), *zip(np.repeat(edges, 2)[1:-1], heights, strict=True), (1.0, 0.0)]
+            if len(scores):
+                sheet.area((axes.at(float(x), float(y)) for x, y in outline), fill, colour)
+        axes.line((0, 1), (0, 0), INK, 0.7)
         if threshold is not None:
-            axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-1.08, 1.08)
-        axes.set_yticks([0], [_short(group.label)], fontsize=9, color=INK, parse_math=False)
-        axes.tick_params(axis="y", length=0)
+            axes.rule(threshold, 1)
+        sheet.text((72 * left - 6, axes.at(0, 0)[1] + 3), _short(group.label), anchor="end")
         if i == len(groups) - 1:
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-            axes.set_xlabel("model's score", fontsize=9, color=MUTED)
-        else:
-            axes.set_xticks([])
-    return _svg(figure, key, summary)
+            axes.x_axis(FIFTHS, "model's score")
+    return sheet.svg(summary)
 
 
 def score_ranges(groups: Sequence[Scores], *, key: str, summary: str, threshold: float | None = None) -> str:
     """Ranges of the scores, for many groups: median as a mark, middle half as a thick line, 5% to 95% as a thin one."""
     left = _label_width([g.label for g in groups])
-    figure, axes = _canvas(left + 4.35, 0.33 * len(groups) + 0.65, left=left, bottom=0.48, top=0.12, right=0.25)
+    sheet = Drawing(left + 4.35, 0.33 * len(groups) + 0.6)
+    axes = Axes(sheet, left, 0.1, 4.1, 0.33 * len(groups) + 0.05, (-0.01, 1.01))
+    _rows(axes, [g.label for g in groups])
+    axes.x_axis(FIFTHS, "model's score")
     for i, group in enumerate(groups):
         for scores, shift, colour, marker in ((group.positive, -0.17, COLOURS[1], "s"), (group.negative, 0.17, COLOURS[0], "o")):
             if len(scores) < 5:
                 continue
             low, first, middle, third, high = np.quantile(scores, [0.05, 0.25, 0.5, 0.75, 0.95])
-            y = i + shift
-            axes.plot([low, high], [y, y], color=colour, linewidth=0.8)
-            axes.plot([first, third], [y, y], color=colour, linewidth=2.6)
-            face = colour if marker == "s" else "white"
-            axes.plot([middle], [y], color=colour, marker=marker, markersize=4.2, markerfacecolor=face, linestyle="none")
+            y = -i - shift
+            axes.line((low, high), (y, y), colour, 0.8)
+            axes.line((first, third), (y, y), colour, 2.6)
+            axes.mark(float(middle), y, marker, 4.6, colour, face=colour if marker == "s" else "white")
     if threshold is not None:
-        axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-    axes.set_xlim(-0.01, 1.01)
-    _rows(axes, [g.label for g in groups])
-    axes.set_xlabel("model's score", fontsize=9, color=MUTED)
-    return _svg(figure, key, summary)
+        axes.rule(threshold, 1)
+    return sheet.svg(summary)
 
 
 def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: str, y_axis: str) -> str:
     """Overall performance against the gap, with intervals in both directions; better is up and to the left."""
+    placed = [(i, place) for i, place in enumerate(positions) if place.x.value is not None and place.y.value is not None]
     legend = _label_width([p.label for p in positions], most=3.2) + 0.35
-    figure, axes = _canvas(4.1 + legend, 3.6, left=0.62, bottom=0.5, top=0.28, right=legend)
-    handles = []
-    for i, place in enumerate(positions):
+    sheet = Drawing(4.1 + legend, 3.6)
+    limits = [_limits([getattr(place, side) for _, place in placed], None) for side in ("x", "y")]
+    axes = Axes(sheet, 0.62, 0.28, 3.4, 2.82, *limits)
+    axes.x_axis(ticks(*axes.x), x_axis, grid=True)
+    axes.y_axis(ticks(*axes.y), y_axis, grid=True)
+    for i, place in placed:
         x, y, colour = place.x, place.y, COLOURS[i % MOST_CURVES]
-        if x.value is None or y.value is None:
-            continue
         if x.lower is not None and x.upper is not None:
-            axes.plot([x.lower, x.upper], [y.value, y.value], color=colour, linewidth=1, alpha=0.75)
+            axes.line((x.lower, x.upper), (y.value or 0.0,) * 2, colour)
         if y.lower is not None and y.upper is not None:
-            axes.plot([x.value, x.value], [y.lower, y.upper], color=colour, linewidth=1, alpha=0.75)
+            axes.line((x.value or 0.0,) * 2, (y.lower, y.upper), colour)
+    for row, (i, place) in enumerate(placed):
+        colour, marker = COLOURS[i % MOST_CURVES], MARKERS[i % MOST_CURVES]
         face = colour if (i // MOST_CURVES) % 2 == 0 else "white"
-        (handle,) = axes.plot(
-            [x.value],
-            [y.value],
-            color=colour,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=7.5,
-            markerfacecolor=face,
-            linestyle="none",
-            zorder=5,
-        )
-        handles.append((handle, place.label))
-    axes.grid(color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(x_axis, fontsize=9, color=MUTED, parse_math=False)
-    axes.set_ylabel(y_axis, fontsize=9, color=MUTED, parse_math=False)
-    axes.set_title("↖ higher performance, smaller gap", fontsize=8.5, color=MUTED, loc="left", pad=5)
-    _legend(axes, handles)
-    return _svg(figure, key, summary)
+        axes.mark(place.x.value or 0.0, place.y.value or 0.0, marker, 8.5, colour, face)
+        sheet.mark((72 * 4.2, 72 * 0.34 + 15 * row), marker, 7.5, face, colour)
+        sheet.text((72 * 4.32, 72 * 0.34 + 15 * row + 3), _short(place.label, 48))
+    sheet.text((72 * axes.left, 14), "↖ higher performance, smaller gap", size=8.5, colour=MUTED)
+    return sheet.svg(summary)
 
 
 def roc_points(y_true: Array, y_score: Array) -> tuple[Array, Array]:
@@ -272,77 +235,50 @@ def decimate(x: Array, y: Array, most: int = 200) -> tuple[Array, Array]:
     return x[picked], y[picked]
 
 
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Rows from top to bottom at y = 0, -1, …: a label and a hairline each."""
+    axes.y = (0.5 - len(labels), 0.5)
+    for row, label in enumerate(labels):
+        axes.line(axes.x, (-row, -row), PALE, 0.8)
+        if label:
+            x, y = axes.at(axes.x[0], -row)
+            axes.drawing.text((x - 6, y + 3), _short(label), anchor="end")
+
+
+def _interval_rows(axes: Axes, points: Sequence[Point], *, colour: str, marker: str = "o") -> None:
+    for row, point in enumerate(points):
+        if point.value is None:
+            x, y = axes.at(axes.x[0], -row)
+            axes.drawing.text((x + 5, y + 3), "not estimable", size=8, colour=MUTED, style="italic")
+            continue
+        if point.lower is not None and point.upper is not None:
+            axes.line((point.lower, point.upper), (-row, -row), colour, 1.5)
+            for end in (point.lower, point.upper):
+                x, y = axes.at(end, -row)
+                axes.drawing.line([(x, y - 2.75), (x, y + 2.75)], colour)
+        axes.mark(point.value, -row, marker, 6.2, colour, face=colour if point.emphasis else "white")
+
+
+def _limits(points: Sequence[Point], reference: float | None) -> tuple[float, float]:
+    values = [v for p in points for v in (reference, p.value, p.lower, p.upper) if v is not None] or [0.0, 1.0]
+    low, high = min(values), max(values)
+    pad = 0.04 * max(high - low, 0.05)
+    return low - pad, max(high, low + 0.05) + pad
+
+
+def _key(sheet: Drawing, place: tuple[float, float], label: str, colour: str, dash: str = "", marker: str = "") -> None:
+    """One entry of a legend: a piece of the line with its mark, and the name."""
+    x, y = place
+    sheet.line([(x, y), (x + 28, y)], colour, 1.6, dash)
+    if marker:
+        sheet.mark((x + 14, y), marker, 6.2, colour, colour)
+    sheet.text((x + 36, y + 3), _short(label, 48))
+
+
 def width_of(svg: str) -> int:
     """The width, in CSS pixels, at which a figure's text has its intended size."""
     found = re.search(r'style="width:(\d+)px"', svg)
     return int(found[1]) if found else 0
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), facecolor="none")
-
-
-def _canvas(width: float, height: float, *, left: float, bottom: float, top: float, right: float) -> tuple[Any, Any]:
-    """A figure with one plain axes; all sizes in inches."""
-    figure = _figure(width, height)
-    axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height))
-    _frame(axes)
-    return figure, axes
-
-
-def _frame(axes: Any) -> None:
-    axes.set_facecolor("none")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.tick_params(labelsize=8.5, colors=MUTED, length=3, width=0.7)
-
-
-def _rows(axes: Any, labels: Sequence[str]) -> None:
-    """Row labels from top to bottom, a hairline under each row."""
-    _frame(axes)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=9, color=INK, parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _interval_rows(axes: Any, points: Sequence[Point], *, colour: str, marker: str = "o") -> None:
-    for row, point in enumerate(points):
-        if point.value is None:
-            axes.text(
-                0.02, row, "not estimable", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=MUTED, style="italic"
-            )
-            continue
-        if point.lower is not None and point.upper is not None:
-            axes.plot([point.lower, point.upper], [row, row], color=colour, linewidth=1.5, solid_capstyle="butt")
-            axes.plot([point.lower, point.upper], [row, row], color=colour, marker="|", markersize=5.5, linestyle="none")
-        face = colour if point.emphasis else "white"
-        axes.plot([point.value], [row], color=colour, marker=marker, markersize=5.5, markerfacecolor=face, linestyle="none", zorder=5)
-
-
-def _limits(axes: Any, points: Sequence[Point], reference: float) -> None:
-    values = [reference, *(v for p in points for v in (p.value, p.lower, p.upper) if v is not None)]
-    low, high = min(values), max(values)
-    pad = 0.04 * max(high - low, 0.05)
-    axes.set_xlim(low - pad, max(high, low + 0.05) + pad)
-
-
-def _legend(axes: Any, handles: Sequence[tuple[Any, str]], *, below: bool = False) -> None:
-    """Names of the marks, beside the axes or below them; one a line, so that long names stay whole."""
-    if not handles:
-        return
-    inches = axes.get_position().height * axes.figure.get_figheight()
-    place = (0.0, -0.52 / inches) if below else (1.02, 1.0)
-    look = {"frameon": False, "fontsize": 9, "handlelength": 3.2, "borderaxespad": 0, "borderpad": 0, "labelspacing": 0.55}
-    labels = [_short(label, 48) for _, label in handles]
-    drawn = axes.legend([h for h, _ in handles], labels, loc="upper left", bbox_to_anchor=place, **look)
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
-        text.set_color(INK)
 
 
 def _label_width(labels: Sequence[str], most: float = 2.9) -> float:
@@ -355,35 +291,3 @@ def _short(label: str, most: int = 38) -> str:
     line = " ".join(label.split())
     line = line if len(line) <= most else line[: most - 1] + "…"
     return "\u200b" + line if line.startswith("_") else line
-
-
-def _svg(figure: Any, key: str, summary: str) -> str:
-    """The figure as an SVG element: no header, no ids but those it refers to, two decimals, a text alternative."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    buffer = io.StringIO()
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"evenhand-{key}",
-        "path.simplify": True,
-        "hatch.linewidth": 0.8,
-        "axes.unicode_minus": False,
-    }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        canvas: Any = FigureCanvasSVG(figure)
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
-    body = buffer.getvalue()
-    body = body[body.index("<svg") :]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<defs>\s*</defs>", "", body, flags=re.S)
-    body = re.sub(r"<g id=\"[^\"]*\"", "<g", body)
-    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", " ".join(tag[0].split())), body)
-    body = re.sub(r">\s+<", "><", body)
-    width, height = (72 * size for size in figure.get_size_inches())
-    head = (
-        f'<svg role="img" aria-label="{escape(summary)}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'style="width:{width * 4 / 3:.0f}px" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    return head + body[body.index(">") + 1 :].strip()
