@@ -84,6 +84,8 @@ def _search(
                 return candidate, new, gradient, trial
             curvature = 2 * (new - value - step * slope)
             guess = -slope * step**2 / curvature if curvature > 0 else 0.5 * step
+            if new <= value + NOISE * abs(value) and -slope * step <= NOISE * abs(value):
+                return None, value, gradient, trial
             step = float(np.clip(guess, 0.1 * step, 0.5 * step))
         else:
             step *= 0.1
