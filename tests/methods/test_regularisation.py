@@ -38,10 +38,12 @@ def test_the_chosen_strength_has_the_lowest_validation_loss_of_the_grid_it_walke
     scaler = StandardScaler().fit(task.train.x.features)
     train, val = scaler.transform(task.train.x.features), scaler.transform(task.val.x.features)
     y, y_val = task.train.y[:, 0], task.val.y[:, 0]
+    known = ~np.isnan(y)
     losses = {}
     for strength in GRID:
-        model = LogisticRegression(C=1 / (strength * len(y)), max_iter=5000, tol=1e-8).fit(train, y)
-        losses[strength] = sklearn_log_loss(y_val, model.predict_proba(val)[:, 1])
+        model = LogisticRegression(C=1 / (strength * known.sum()), max_iter=5000, tol=1e-8).fit(train[known], y[known])
+        seen = ~np.isnan(y_val)
+        losses[strength] = sklearn_log_loss(y_val[seen], model.predict_proba(val[seen])[:, 1])
     falling = list(losses)
     walked = falling[: falling.index(chosen) + 3]
     assert chosen == min(walked, key=losses.__getitem__)
