@@ -114,3 +114,18 @@ def test_runs_are_read_from_folders_and_files(tmp_path: Path, make_table: Callab
         read_runs([tmp_path / "one", tmp_path / "one"])
     with pytest.raises(InputError, match="has neither predictions"):
         read_runs([tmp_path])
+
+
+def test_other_facts_about_the_same_images_are_refused(make_table: Callable[..., pd.DataFrame]) -> None:
+    frame = make_table(80)
+    with pytest.raises(InputError, match="other truth of y"):
+        _compare([("a", [frame]), ("b", [frame.assign(y_true=1 - frame.y_true)])])
+    with pytest.raises(InputError, match="other groups of sex"):
+        _compare([("a", [frame]), ("b", [frame.assign(sex=np.where(frame.sex == "male", "female", "male"))])])
+    _compare([("a", [frame]), ("b", [frame.iloc[::-1]])])
+
+
+def test_a_threshold_that_nobody_chose_is_said_for_each_run(make_table: Callable[..., pd.DataFrame]) -> None:
+    frame = make_table(80)
+    found = _compare([("a", [frame]), ("b", [frame[frame.split == "test"]])])
+    assert [item["run"] for item in found["verdicts"] if item["code"] == "threshold_on_test"] == ["b"]

@@ -17,6 +17,9 @@ from sklearn.metrics import recall_score, roc_auc_score
 from evenhand.config.schema import AuditConfig
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation import evaluate
+from evenhand.evaluation.cells import Measured
+from evenhand.evaluation.significance import replicate_variances
+from evenhand.evaluation.verdicts import collapsed_verdicts
 from evenhand.metrics import METRICS, choose_threshold
 from evenhand.metrics.gaps import COMBINED
 
@@ -247,3 +250,26 @@ def test_other_bad_input(make_table: Callable[..., pd.DataFrame], quick: AuditCo
         _run(make_table(40), AuditConfig(primary=["equalised_odds"]), ("sex",))
     with pytest.raises(ConfigError, match="confidence"):
         _run(make_table(40), AuditConfig(confidence=95), ("sex",))
+
+
+def test_a_large_family_of_one_rate_tests_both_rates_alike(make_table: Callable[..., pd.DataFrame]) -> None:
+    frame = make_table(360)
+    for primary in (["tpr"], ["fnr"], ["equal_opportunity"]):
+        config = AuditConfig(bootstrap=20, permutations=30, primary=primary)
+        gaps = _run(frame, config, ("sex",))["labels"]["y"]["attributes"]["sex"]["gaps"]
+        assert gaps["equalized_odds"]["p"] is not None
+        assert gaps["tpr"]["p"] == gaps["fnr"]["p"]
+
+
+def test_a_rare_class_of_many_is_not_a_collapse_but_one_class_for_everybody_is() -> None:
+    rate = {"value": 0.004, "lower": 0.0, "upper": 0.01}
+    overall = {"auc": {"value": 0.8, "lower": 0.7, "upper": 0.9}, "positive_rate": rate}
+    assert len(collapsed_verdicts("rare", overall)) == 1
+    assert collapsed_verdicts("rare", overall, one_of_many=True) == []
+    assert len(collapsed_verdicts("all", {**overall, "positive_rate": {**rate, "value": 0.995}}, one_of_many=True)) == 1
+
+
+def test_a_rate_that_never_varies_over_replicates_still_has_a_variance() -> None:
+    item = Measured(20, 10, 20, 0, dict.fromkeys(METRICS, 1.0), dict.fromkeys(METRICS, np.ones(50)), dict.fromkeys(METRICS, (10, 10)), {})
+    found = replicate_variances({"g": item})["g"]
+    assert (found["tpr"], found["brier"]) == (0.25 / 100, 0.0)

@@ -64,3 +64,8 @@ def test_gates(text: str, n_failed: int) -> None:
 def test_typos(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_gate(text, ["a", "b"], ["age"])
+
+
+def test_a_gate_about_groups_needs_groups() -> None:
+    with pytest.raises(ConfigError, match="none is audited"):
+        parse_gate("any.auc.worst < 0.8", ["a"], [])

@@ -88,3 +88,27 @@ def test_perfect_separation_has_a_variance_above_zero() -> None:
     y = np.repeat([0, 1], 10)
     _, variance = auc_with_variance(rank_rows(y, y.astype(float), np.arange(20)), np.ones((20, 1)))
     assert variance[0] > 0
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12))
+@settings(max_examples=30, deadline=None)
+def test_value_and_variance_are_those_of_the_double_sum(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    unit, y, s = rng.integers(0, 15, 60), rng.integers(0, 2, 60), rng.integers(0, levels, 60).astype(float)
+    inside = rng.random(15) < 0.8
+    use = inside[unit]
+    high, low = np.flatnonzero(use & (y == 1)), np.flatnonzero(use & (y == 0))
+    owners1, owners0 = set(unit[high]), set(unit[low])
+    if min(len(owners1), len(owners0)) < 2:
+        return
+    wins = (s[high][:, None] > s[low]) + 0.5 * (s[high][:, None] == s[low])
+    value = wins.mean()
+    a, b = np.zeros(15), np.zeros(15)
+    np.add.at(a, unit[high], wins.mean(axis=1) - value)
+    np.add.at(b, unit[low], wins.mean(axis=0) - value)
+    n1, n0, n = len(owners1), len(owners0), len(owners1 | owners0)
+    expected = n1 / (n1 - 1) * (a @ a) / len(high) ** 2 + n0 / (n0 - 1) * (b @ b) / len(low) ** 2
+    expected += 2 * n / (n - 1) * (a @ b) / (len(high) * len(low)) if owners1 & owners0 else 0.0
+    found, variance = auc_with_variance(rank_rows(y, s, unit), inside[: unit.max() + 1, None].astype(float))
+    assert found[0] == pytest.approx(value)
+    assert variance[0] == pytest.approx(max(expected, 0.25 / min(n1, n0) ** 3))

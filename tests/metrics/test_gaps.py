@@ -97,3 +97,26 @@ def test_limits_reach_zero_in_95_of_100_audits_without_a_gap(k: int, metric: str
         observed = largest_difference(np.array([value for value, _ in moments]), np.array([spread for _, spread in moments]))[0]
         covered += observed <= critical_value(null_maxima(cell, codes, {metric: np.arange(k)}, {metric: 199}, rng)[metric], 0.95)
     assert 0.92 <= covered / runs <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [2, 5])
+def test_equalized_odds_of_clustered_images_holds_zero_in_95_of_100_audits_without_a_gap(k: int) -> None:
+    covered, runs = 0, 200
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        n_patients = 60 * k
+        images = rng.integers(1, 5, n_patients)
+        group = rng.choice(k, n_patients, p=np.linspace(1, 2, k) / np.linspace(1, 2, k).sum())
+        unit = np.repeat(np.arange(n_patients), images)
+        y = np.repeat(rng.random(n_patients) < np.linspace(0.25, 0.6, k)[group], images).astype(int)
+        z = np.repeat(rng.normal(size=n_patients), images) + 0.4 * rng.normal(size=len(y)) + 1.5 * y - 0.7
+        cell = make_cell(y, 1 / (1 + np.exp(-z)), (z > 0).astype(int), unit)
+        codes = group[cell.units]
+        members: dict[str, list[GroupValue]] = {"tpr": [], "fpr": []}
+        for code in range(k):
+            for name, (value, variance) in cell.moments(("tpr", "fpr"), (codes == code)[:, None].astype(float)).items():
+                members[name].append(GroupValue(str(code), float(value[0]), float(variance[0]), 10, 10))
+        null = null_maxima(cell, codes, dict.fromkeys(members, np.arange(k)), dict.fromkeys(members, 199), rng)
+        covered += all_gaps(members, {"tpr": [], "fpr": []}, null, 0.95)["equalized_odds"].lower <= 0
+    assert 0.91 <= covered / runs <= 0.985

@@ -62,3 +62,8 @@ def test_holm_by_hand() -> None:
 def test_holm_lies_between_raw_and_bonferroni(p: list[float]) -> None:
     for raw, adjusted in zip(p, holm(p), strict=True):
         assert raw <= adjusted <= min(1.0, max(raw * len(p), max(holm(p))))
+
+
+def test_a_difference_without_any_spread_is_infinite_and_none_is_nothing() -> None:
+    values, none = np.array([[0.9, 0.5], [0.5, 0.5]]), np.zeros((2, 2))
+    assert largest_difference(values, none).tolist() == [np.inf, 0.0]

@@ -11,9 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from evenhand.config.schema import AuditConfig
 from evenhand.errors import DiskFullError, InputError
+from evenhand.evaluation.evaluate import evaluate
+from evenhand.report.audit_page import audited_rows
 from evenhand.report.html import write_audit_report, write_compare_report
 from tests.report import pages
 
@@ -173,3 +178,17 @@ def test_importing_the_report_stays_light() -> None:
     code = ("import sys, evenhand.report.html as h, evenhand.report.audit_page; print([m "
 "for m in ('torch', 'matplotlib', 'jinja2') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_curves_are_of_the_rows_and_groups_that_were_audited() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"y_true": rng.integers(0, 2, 200), "y_score": rng.random(200), "age": rng.integers(20, 80, 200).astype(float)})
+    frame["split"] = np.where(np.arange(200) % 2, "Test ", "val")
+    frame["age__group"] = "stored"
+    frame.loc[:9, "age"] = np.nan
+    for missing, left in (("own_group", 100), ("drop", 95)):
+        config = AuditConfig(bootstrap=10, permutations=0)
+        audit = evaluate(frame, labels=["y"], attributes=["age"], config=config, bins={"age": (0, 50, 90)}, missing=missing)
+        rows, members = audited_rows(frame, audit.to_json())
+        assert len(rows) == left == audit.to_json()["n"]
+        assert set(members["age"]) - {""} == {"[0,50)", "[50,90)"}
