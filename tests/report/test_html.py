@@ -20,6 +20,7 @@ from evenhand.errors import DiskFullError, InputError
 from evenhand.evaluation.evaluate import evaluate
 from evenhand.report.audit_page import audited_rows
 from evenhand.report.html import write_audit_report, write_compare_report
+from evenhand.report.summary import _gaps_few
 from tests.report import pages
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -192,3 +193,12 @@ def test_curves_are_of_the_rows_and_groups_that_were_audited() -> None:
         rows, members = audited_rows(frame, audit.to_json())
         assert len(rows) == left == audit.to_json()["n"]
         assert set(members["age"]) - {""} == {"[0,50)", "[50,90)"}
+
+
+def test_an_interval_without_0_is_not_praised_where_the_adjusted_p_is_large() -> None:
+    gap = {"value": 0.2, "lower": 0.02, "upper": 0.4, "p": 0.03, "p_holm": 0.2, "groups": ["f", "m"]}
+    block = {"attributes": {"sex": {"groups": {}, "gaps": {"equalized_odds": gap}}}}
+    said = str(_gaps_few({"labels": {"y": block}, "provenance": {"confidence": 0.95}}))
+    assert "not strong once the number of tests is counted" in said
+    gap["p_holm"] = 0.01
+    assert "not strong" not in str(_gaps_few({"labels": {"y": block}}))

@@ -17,6 +17,7 @@ Json = Mapping[str, Any]
 FOREST = ("auc", "equalized_odds", "equal_opportunity", "fpr", "demographic_parity")
 GAPS = (*FOREST, "tpr", "positive_rate", "demographic_parity_ratio", "disparate_impact")
 MOST_BOXES = 9
+MOST_COLUMNS = 5
 NO_VERDICT = (
     "No verdict was raised. This is not a finding that groups are treated equally: with few patients a real difference can go unseen. "
     "Read the intervals below."
@@ -208,7 +209,7 @@ def _attribute_view(key: str, name: str, attribute: Json, block: Json, scored: t
                 and not (m == "positive_rate" and "demographic_parity" in attribute["gaps"])
             ],
         ),
-        "more": tables.group_table(name, attribute, overall, rest) if rest else None,
+        "more": [tables.group_table(name, attribute, overall, rest[i : i + MOST_COLUMNS]) for i in range(0, len(rest), MOST_COLUMNS)],
         "figures": [shown for shown in pictures if shown is not None],
     }
 

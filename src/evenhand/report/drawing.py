@@ -159,9 +159,12 @@ def ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
         ['−1.0', '−0.5', '0.0', '0.5', '1.0']
     """
     size = 10.0 ** floor(log10((high - low) / most))
-    step = next(size * factor for factor in (1, 2, 5, 10) if floor(high / (size * factor)) - ceil(low / (size * factor)) < most)
+    for step in (size, 2 * size, 5 * size, 10 * size, 20 * size):
+        first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
+        if last - first < most:
+            break
     digits = max(0, -floor(log10(step) + 1e-9))
-    numbers = [step * i for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+    numbers = [step * i for i in range(first, last + 1)]
     return [(value, f"{value + 0.0:.{digits}f}".replace("-", "−")) for value in numbers]
 
 
