@@ -32,6 +32,25 @@ def test_a_common_offset_does_not_hide_the_error():
     assert not agreement.accepted
 
 
+def test_score_correlation_is_that_of_noise_in_standardised_scores():
+    generator = torch.Generator().manual_seed(1)
+    signal = torch.randn(4000, 16, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 16) + 5
+    noise = torch.randn(4000, 16, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 16)
+    for size, accepted in ((0.03, True), (0.06, False), (0.2, False)):
+        agreement = measure_agreement(signal, signal + size * noise)
+        assert agreement.score_correlation == pytest.approx(1 / math.sqrt(1 + size**2), abs=0.1 * size**2)
+        assert (agreement.score_correlation >= 0.999) is accepted
+
+
+def test_noise_in_small_dimensions_counts_as_much_as_in_large_ones():
+    signal = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0] + [0.01] * 7)
+    noisy = signal.clone()
+    noisy[:, 1:] = noisy[:, 1:].flip(0)
+    agreement = measure_agreement(signal, noisy)
+    assert agreement.spread_error < 1e-3
+    assert not agreement.accepted
+
+
 def test_not_finite_is_refused():
     exact = torch.ones(2, 2)
     assert not measure_agreement(exact, exact * float("nan")).accepted

@@ -45,7 +45,7 @@ class DataConfig:
 class ModelConfig:
     """A backbone and where its weights come from."""
 
-    name: str = opt("evenhand_demo_vit", "a timm model name (or evenhand_demo_vit, mobilenetv1_075), or auto: what the checkpoint says or looks like")
+    name: str = opt("evenhand_demo_vit", "a timm model name (or evenhand_demo_vit, mobilenetv1_075), or auto: as the checkpoint says")
     checkpoint: Optional[str] = opt(None, "weights: a file, a local directory, or a hub id; default: see pretrained")
     pretrained: bool = opt(False, "take timm's published weights (needs a network); ignored when a checkpoint is given")
     input_size: Optional[list[int]] = opt(None, "(height, width) the network sees; default: the model's own", "pixels")

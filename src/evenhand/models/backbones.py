@@ -168,7 +168,7 @@ def resolve_name(config: ModelConfig) -> str:
         found = architecture_of(stored)
         if found is None or (stored.architecture is None and not timm.is_model(found)):
             like = f"its keys look like {found}" if found else "its keys do not tell"
-            raise CheckpointError(f"checkpoint {stored.label} does not say what architecture it is ({like}); set model.name=… (a timm name)")
+            raise CheckpointError(f"checkpoint {stored.label} does not say what architecture it is ({like}); set model.name=… (timm's)")
         name = found
     check_name(name)
     return name

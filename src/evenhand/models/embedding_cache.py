@@ -157,7 +157,7 @@ class EmbeddingCache:
 def _agreement(said: Any) -> Agreement | None:
     if not isinstance(said, dict):
         return None
-    names = ("min_cosine", "max_relative_error", "spread_error")
+    names = ("min_cosine", "max_relative_error", "spread_error", "score_correlation")
     numbers = {key: float("nan") if said.get(key) is None else float(said[key]) for key in names}
     return Agreement(n_images=int(said["n_images"]), accepted=bool(said["accepted"]), **numbers)
 

@@ -179,7 +179,7 @@ _RESNETS: dict[tuple[int, ...], dict[tuple[int, int], str]] = {
     (3, 4, 23, 3): {(64, 64): "resnet101", (256, 8): "resnext101_32x8d", (128, 128): "wide_resnet101_2"},
     (3, 8, 36, 3): {(64, 64): "resnet152"},
 }
-_BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+_BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 _DENSENETS = {(6, 12, 24, 16): "densenet121", (6, 12, 32, 32): "densenet169", (6, 12, 48, 32): "densenet201"}
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 

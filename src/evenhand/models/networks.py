@@ -77,6 +77,8 @@ def network_options(config: ModelConfig, stored: WeightSource | None) -> dict[st
     size = config.input_size or (stored.input_size if stored else None)
     if pool is not None:
         options["global_pool"] = pool
+    if size is not None and len(size) != 2:
+        raise InputError(f"model.input_size is {list(size)}, but must be height and width, as model.input_size=[224,224]")
     if size is not None:
         options["img_size"] = tuple(size)
     if config.drop_path:

@@ -13,7 +13,8 @@ from evenhand.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 MIN_COSINE = 0.999
-MAX_SPREAD_ERROR = 0.1
+MIN_SCORE_CORRELATION = 0.999
+N_SCORES = 64
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class Agreement:
         spread_error: root mean square of ``|a_i - b_i|`` over root mean square of ``|a_i - mean(a)|``. A probe sees only
             what differs between images, so this is the noise it meets relative to the signal it has; NaN for one image
             or identical ones.
-        accepted: ``min_cosine >= 0.999`` and ``spread_error <= 0.1`` (the latter is skipped where it is NaN).
+        score_correlation: median over 64 random linear scores of the correlation between a's scores and b's, both
+            standardised by a as a probe does: about 1 - e^2 / 2 for noise of e standard deviations. NaN where no
+            dimension varies.
+        accepted: ``min_cosine >= 0.999`` and ``score_correlation >= 0.999`` (the latter is skipped where it is NaN).
     """
 
     n_images: int
     min_cosine: float
     max_relative_error: float
     spread_error: float
+    score_correlation: float
     accepted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -57,8 +62,22 @@ def measure_agreement(exact: torch.Tensor, approximate: torch.Tensor) -> Agreeme
     spread = (a - a.mean(dim=0)).norm(dim=1).square().mean().sqrt()
     spread_error = float(error.square().mean().sqrt() / spread) if spread > 0 else float("nan")
     lowest = float(cosine.min())
-    accepted = bool(torch.isfinite(b).all()) and lowest >= MIN_COSINE and not spread_error > MAX_SPREAD_ERROR
-    return Agreement(len(a), lowest, float(relative.max()), spread_error, accepted)
+    correlation = _score_correlation(a, b)
+    accepted = bool(torch.isfinite(b).all()) and lowest >= MIN_COSINE and not correlation < MIN_SCORE_CORRELATION
+    return Agreement(len(a), lowest, float(relative.max()), spread_error, correlation, accepted)
+
+
+def _score_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """See `Agreement`; the directions are always the same."""
+    mean, scale = a.mean(dim=0), a.std(dim=0, correction=0)
+    varies = scale > 1e-6 * mean.abs() + 1e-12
+    if not varies.any():
+        return float("nan")
+    shape = (int(varies.sum()), N_SCORES)
+    directions = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(a.device)
+    first, second = (((part - mean) / scale)[:, varies] @ directions for part in (a, b))
+    pairs = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(first.T, second.T, strict=True)]
+    return float(torch.stack(pairs).nan_to_num(0.0).median())
 
 
 def has_fast_bf16(device: torch.device) -> bool:
