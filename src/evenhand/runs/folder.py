@@ -139,6 +139,11 @@ class RunFolder:
         return self.info.get("status") == "done"
 
     @property
+    def started(self) -> bool:
+        """Whether there is any result of training to lose: a checkpoint or a saved predictor."""
+        return (self.root / "predictor.json").exists() or any((self.root / "checkpoints").glob("*"))
+
+    @property
     def seeds(self) -> list[RunFolder]:
         """The runs of each seed, in order of the seed; a single run is its own only one."""
         folders = [path for path in self.root.glob("seed=*") if (path / "run.json").exists()]
@@ -166,6 +171,8 @@ class RunFolder:
         """
         run = cls(root)
         key = identity(config)
+        if run.root.exists() and not run.root.is_dir():
+            raise InputError(f"out={run.root} is a file; give a folder")
         if not run.info and run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
             raise InputError(f"out={run.root} is not empty and holds no run; give an empty or a new folder")
         known = run.info.get("config_id")
@@ -175,9 +182,9 @@ class RunFolder:
                 "give another out=, or remove that folder"
             )
         if known is None:
-            run.root.mkdir(parents=True, exist_ok=True)
-            write_text(run.root / "config.yaml", config_yaml)
             run.update(schema="evenhand.run/1", status="running", config_id=key, config=dict(config), started=utc_now())
+        if not (run.root / "config.yaml").exists():
+            write_text(run.root / "config.yaml", config_yaml)
         return run
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -21,8 +22,8 @@ from evenhand.files import write_atomic, write_text
 from evenhand.methods.base import Result
 from evenhand.methods.registry import get_method
 from evenhand.runs.folder import RunFolder, package_versions, utc_now
-from evenhand.runs.results import judge, save_predictor, score
-from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
+from evenhand.runs.results import judge, rehearse, save_predictor, score
+from evenhand.runs.task import Encoder, Rows, make_task, pick_device, rank, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -73,26 +74,41 @@ def train(config: TrainConfig) -> RunFolder:
 def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFolder:
     config = replace(config, seed=seed, seeds=None, out=str(out))
     if rank() > 0:
-        _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw)
+        if not _told_by_first(config):
+            _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw)
         return RunFolder(out)
     rows = read_rows(config.data, seed, redraw)
+    rehearse(rows, config)
     identity = {**plain(config), "redraw": redraw, "data_hash": rows.data.fingerprint}
     is_new = not (out / "run.json").exists()
     run = RunFolder.begin(out, identity, config_yaml(config))
     with run.locked():
-        if run.done:
+        if _told_by_first(config, run.done):
             log.info("%s is finished already", run.root)
             return run
         try:
             _fit(config, rows, run, redraw)
-        except InputError:
-            if is_new:
+        except InputError as error:
+            if is_new and not run.started:
                 shutil.rmtree(run.root)
+            else:
+                run.update(status="failed", error=error.summary, ended=utc_now())
             raise
         except EvenhandError as error:
             run.update(status="failed", error=error.summary, ended=utc_now())
             raise
     return run
+
+
+def _told_by_first(config: TrainConfig, done: bool = False) -> bool:
+    """Whether the run is finished, as the first of several processes finds: all must go on, or none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return done
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=pick_device(config.trainer.accelerator).type == "cpu")
+    return bool(broadcast_object_list([done])[0])
 
 
 def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool) -> None:
