@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -17,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from evenhand.cli.problems import with_problems_option
-from evenhand.errors import EvenhandError
+from evenhand.errors import EvenhandError, InputError
 
 COMMANDS = {
     "demo": ("evenhand.cli.demo:demo_command", "The whole story on a synthetic cohort with a known, planted bias; minutes, offline."),
@@ -31,6 +33,7 @@ COMMANDS = {
     "doctor": ("evenhand.cli.doctor:doctor_command", "Versions, devices and mismatched installs, said plainly."),
     "version": ("evenhand.cli.version:version_command", "The version of evenhand."),
 }
+EXIT_INPUT = InputError.exit_code
 EPILOG = "Exit codes: 0 done, 2 the input is wrong, 3 a gate failed, 4 the environment or a run failed (state kept), 130 interrupted."
 
 
@@ -88,10 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _configure_logging()
     code = 0
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="evenhand")
+        returned = app(args=None if arguments is None else list(arguments), prog_name="evenhand", standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
+    except typer.Exit as stop:
+        code = stop.exit_code
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         return _explain(error)
@@ -104,6 +110,8 @@ def _explain(error: Exception) -> int:
     """Say in one line (and at most ten details) what went wrong; the exit code."""
     if os.environ.get("EVENHAND_DEBUG"):
         traceback.print_exception(error)
+    if hasattr(error, "format_message"):
+        return _explain_usage(error)
     if isinstance(error, EvenhandError):
         _say(f"error: {error}")
         return error.exit_code
@@ -117,6 +125,26 @@ def _explain(error: Exception) -> int:
         first = (str(error).strip() or "no message").splitlines()[0]
         _say(f"error: unexpected {type(error).__name__}: {first} (traceback: {_write_traceback(error)})")
     return EvenhandError.exit_code
+
+
+def _explain_usage(error: Any) -> int:
+    """What was typed does not parse: one line, with the nearest known name; nothing typed at all: the help."""
+    text = str(error.format_message()).strip()
+    context = getattr(error, "ctx", None)
+    if context is not None and "\n" in text:
+        _say(text)
+        return EXIT_INPUT
+    text = text.splitlines()[0].split(" (Possible option", 1)[0].rstrip(".")
+    wrong = getattr(error, "option_name", None)
+    known = list(COMMANDS)
+    if wrong is not None and context is not None:
+        known = [name for item in context.command.params for name in (*item.opts, *item.secondary_opts) if name.startswith("--")]
+    elif wrong is None and (unknown := re.fullmatch(r"No such command '(.*)'", text)):
+        wrong = unknown[1]
+    near = difflib.get_close_matches(wrong, known, n=1) if wrong else []
+    hint = f"; did you mean '{near[0]}'?" if near else f"; see `{context.command_path if context is not None else 'evenhand'} --help`"
+    _say(f"error: {text[:1].lower()}{text[1:]}{hint}")
+    return EXIT_INPUT
 
 
 def _named(error: OSError) -> str:

@@ -311,6 +311,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _unreadable(failed: dict[int, str], names: Sequence[str]) -> ImageError:
     lines = [f"row {position + 1}: {names[position]}: {reason}" for position, reason in sorted(failed.items())]
+    if len(failed) == len(names):
+        return ImageError(f"none of the {len(names)} images can be read; is the images folder the one the table's paths start from?", lines)
     summary = f"{len(failed)} of {len(names)} images are missing or cannot be read; correct them, or leave them out with --keep-going"
     return ImageError(summary, lines)
 

@@ -40,11 +40,20 @@ def make_splits(patients: IntArray, strata: IntArray, fractions: Sequence[float]
         >>> [int((split == name).sum()) for name in SPLITS]
         [6, 2, 2]
     """
-    shares = np.asarray(fractions, dtype=float)
-    if len(shares) != 3 or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise InputError(f"split fractions are {list(fractions)}, but must be three shares (train, val, test) that add to 1")
-    codes = _deal(patients, strata, shares, generator(seed, "split"))
+    codes = _deal(patients, strata, split_shares(fractions), generator(seed, "split"))
     return np.asarray(SPLITS)[codes]
+
+
+def split_shares(fractions: Sequence[float]) -> npt.NDArray[np.float64]:
+    """The shares of train, val and test as an array.
+
+    Raises:
+        InputError: they are not three, one is negative, or they do not add to 1.
+    """
+    shares = np.asarray(fractions, dtype=float)
+    if len(shares) != 3 or not (shares >= 0).all() or abs(shares.sum() - 1) > 1e-6:
+        raise InputError(f"split fractions are {list(fractions)}, but must be three shares (train, val, test) that add to 1")
+    return shares
 
 
 def redraw_validation(split: StrArray, patients: IntArray, strata: IntArray, fraction: float, seed: int) -> StrArray:

@@ -106,6 +106,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
             path, sep="\t" if path.suffix.lower() in (".tsv", ".tab") else ",", dtype="str", keep_default_na=False,
             na_values=list(MISSING_WORDS), encoding="utf-8-sig",
         )
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"table {path} is empty; it needs a header line and one row an image") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise InputError(f"table {path} cannot be read ({reason}); it must be CSV, TSV or parquet in UTF-8") from error
@@ -319,7 +321,9 @@ def _label_problems(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
     present = [label for label in spec.labels if label in frame]
     if present and len(constant) == len(present):
         names = ", ".join(f"'{name}'" for name in constant)
-        problems.append(f"label {names} has one class only in the whole table; there is nothing to learn or to audit")
+        empty = all(missing_rows(frame, name).all() for name in constant)
+        what = "is empty in every row" if empty else "has one class only in the whole table"
+        problems.append(f"label {names} {what}; there is nothing to learn or to audit")
     return problems
 
 
@@ -338,7 +342,7 @@ def _attribute_problems(frame: pd.DataFrame, spec: TableSpec, name: str) -> list
     except InputError as error:
         return [*problems, error.summary] if single else problems
     if n_groups > spec.max_groups:
-        binnable = single and name not in spec.bins
+        binnable = single and name not in spec.bins and all(_is_number(text) for text in frame[name].dropna().astype(str))
         advice = f"give edges, as --bins {name}=0,60,200" if binnable else "merge values, or raise --max-groups"
         problems.append(f"attribute '{name}' has {n_groups} groups, more than max_groups = {spec.max_groups}; {advice}")
     return problems

@@ -18,7 +18,7 @@ from evenhand.evaluation.evaluate import evaluate as audit_predictions
 from evenhand.files import write_text
 from evenhand.runs.folder import RunFolder, package_versions
 from evenhand.runs.results import load_predictor, positions, score, stored_thresholds, write_audit
-from evenhand.runs.task import Rows, read_rows
+from evenhand.runs.task import Rows, embeddings_folder, read_rows
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -66,7 +66,7 @@ def _own_results(run: RunFolder) -> pd.DataFrame:
 
 def _evaluate_one(run: RunFolder, name: str, folder: str, config: EvaluateConfig, target: Path) -> pd.DataFrame:
     data = PreparedData.open(folder)
-    loaded = load_predictor(run, data.root / "embeddings")
+    loaded = load_predictor(run, embeddings_folder(data.root))
     predictor, trained = loaded.predictor, loaded.config
     rows = _rows_of(data, run, trained, config.split)
     predictions = score(predictor, rows, ("test",), trained.seed)

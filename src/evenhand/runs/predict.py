@@ -19,6 +19,7 @@ from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.methods.base import Predictor
 from evenhand.runs.folder import RunFolder, package_versions, utc_now, write_json
 from evenhand.runs.results import load_predictor, positions, raw_attributes, stored_thresholds
+from evenhand.runs.task import embeddings_folder
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm", ".dicom"})
 
@@ -53,6 +54,8 @@ def predict(config: PredictConfig) -> Path:
     run = RunFolder(config.model)
     out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-predict")
     source = Path(config.data)
+    if out.exists() and not (out / "predict.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out={out} is not empty and holds no predictions of images; give an empty or a new folder")
     if (source / "dataset.yaml").exists():
         frame = _score_prepared(run, PreparedData.open(source), config.split)
     elif source.is_dir():
@@ -67,7 +70,7 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _score_prepared(run: RunFolder, data: PreparedData, split: str | None) -> pd.DataFrame:
-    predictor = load_predictor(run, data.root / "embeddings").predictor
+    predictor = load_predictor(run, embeddings_folder(data.root)).predictor
     rows = positions(np.asarray(data.split, dtype=object), split)
     attributes = [name for name in run.info["attributes"] if all(part in data.table for part in name.split("*"))]
     groups = {name: item.take(rows) for name, item in data.groups(attributes).items()}

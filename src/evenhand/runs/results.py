@@ -15,11 +15,11 @@ import torch
 
 from evenhand.config.schema import TrainConfig
 from evenhand.errors import CheckpointError, InputError
-from evenhand.evaluation.evaluate import AuditResult, evaluate
+from evenhand.evaluation.evaluate import AuditResult, checked_cohort, evaluate
 from evenhand.evaluation.predictions import make_predictions, write_predictions
 from evenhand.evaluation.runs_table import stored_thresholds as thresholds_of
 from evenhand.files import write_atomic, write_text
-from evenhand.methods.base import Predictor, Result, Task
+from evenhand.methods.base import Images, Predictor, Result, Task
 from evenhand.methods.predictors import predictor_from_state
 from evenhand.models import build_classifier
 from evenhand.runs.folder import RunFolder, write_json
@@ -51,6 +51,35 @@ def score(predictor: Predictor, rows: Rows, splits: Sequence[str], seed: int) ->
         decisions=decisions,
         attributes=raw_attributes(table, rows.attributes),
         groups=groups,
+    )
+
+
+def rehearse(rows: Rows, config: TrainConfig) -> None:
+    """Refuse before training what the audit of the trained model would refuse: options, groups, judged rows.
+
+    Raises:
+        InputError: what is wrong.
+    """
+
+    class Constant:
+        needs_groups = False
+
+        def predict(self, images: Images, groups: Any = None) -> tuple[npt.NDArray[np.float64], None]:
+            n_columns = len(rows.data.spec.classes) if rows.kind == "multiclass" else len(rows.labels)
+            return np.full((len(images), n_columns), 1 / max(n_columns, 2) if rows.kind == "multiclass" else 0.5), None
+
+        def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+            return {}, {}
+
+    checked_cohort(
+        score(Constant(), rows, ("val", "test"), config.seed),
+        labels=rows.labels,
+        attributes=rows.attributes,
+        config=config.audit,
+        bins=dict(rows.data.spec.bins),
+        missing=config.data.missing,
+        classes=tuple(rows.data.spec.classes),
+        thresholds=None,
     )
 
 

@@ -213,10 +213,18 @@ def _apply_missing(policy: str, split: npt.NDArray[np.object_], groups: dict[str
     return split
 
 
+def embeddings_folder(root: Path) -> Path | None:
+    """Where embeddings of a prepared data set are kept: in itself; nowhere where it cannot be written."""
+    if os.access(root, os.W_OK):
+        return root / "embeddings"
+    log.warning("%s cannot be written, so embeddings are not kept", root)
+    return None
+
+
 def make_task(config: TrainConfig, rows: Rows, seed: int, store: Store, report: Callable[[str], None]) -> tuple[Task, Encoder]:
     """The `Task` of one seed and the run's frozen encoder."""
     device = pick_device(config.trainer.accelerator)
-    folder = Path(config.embeddings) if config.embeddings else rows.data.root / "embeddings"
+    folder = Path(config.embeddings) if config.embeddings else embeddings_folder(rows.data.root)
     encoder = Encoder(config.model, config.seed, device, folder, progress=config.trainer.progress)
 
     def build_model(n_outputs: int, /, *, from_scratch: bool = False) -> ImageClassifier:

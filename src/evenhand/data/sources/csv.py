@@ -19,7 +19,7 @@ from evenhand.data.cache import build_cache
 from evenhand.data.datasets import MODALITIES, SCHEMA, PreparedData, data_hash
 from evenhand.data.images import RESIZES, Resize
 from evenhand.data.notes import drop_missing, table_notes
-from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits
+from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits, split_shares
 from evenhand.data.table import (
     Kind,
     TableSpec,
@@ -32,7 +32,7 @@ from evenhand.data.table import (
     nearest,
     read_table,
 )
-from evenhand.errors import InputError
+from evenhand.errors import EvenhandError, InputError
 from evenhand.files import disk_errors, locked, write_atomic
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def prepare_csv(
     """
     out, folder = Path(out), Path(images)
     _check_options(folder, modality, resize, columns)
+    split_shares(fractions)
     frame, notes = _canonical(read_table(table), columns)
     spec = _make_spec(frame, tuple(labels), tuple(attributes), bins or {}, kind, missing, max_groups)
     frame = _plain_ages(frame, spec, notes)
@@ -128,7 +129,7 @@ def prepare_csv(
             )
             if not (out / "dataset.yaml").exists():
                 _write(out, frame, spec, dropped, excluded, config, source, notes)
-    except (InputError, OSError):
+    except (EvenhandError, OSError):
         if created:
             for path in (out / "cache", out):
                 with suppress(OSError):
