@@ -29,20 +29,14 @@ HEADS = {
     "thresholds": ["method=thresholds"],
 }
 FULL = [
-    "model.input_size=[128,128]",
+    "model.input_size=[96,96]",
     "trainer.lr=3e-4",
-    "trainer.max_epochs=8",
+    "trainer.max_epochs=4",
     "trainer.warmup_epochs=1",
     "trainer.weight_decay=0.05",
     "data.augment=dermoscopy",
 ]
-TUNED = {
-    "finetune": ["method=finetune"],
-    "resample_full": ["method=resample", "method.scope=full"],
-    "reweight_full": ["method=reweight", "method.scope=full"],
-    "group_dro_full": ["method=group_dro", "method.scope=full"],
-    "dfr_full": ["method=dfr", "method.scope=full"],
-}
+TUNED = {"finetune": ["method=finetune"]}
 FINDINGS = [
     "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax", "consolidation",
     "edema", "emphysema", "fibrosis", "pleural_thickening", "hernia",
@@ -51,6 +45,8 @@ AGES = {"age": [0, 60, 200]}
 SETS: dict[str, dict[str, Any]] = {
     "ham": {"folder": "ham10000-mini", "labels": ["malignant"], "attributes": ["age", "sex", "sex*age"], "bins": AGES, "size": 224,
             "modality": "dermoscopy"},
+    "ham96": {"folder": "ham10000-mini", "labels": ["malignant"], "attributes": ["age", "sex", "sex*age"], "bins": AGES, "size": 96,
+               "modality": "dermoscopy"},
     "nih": {"folder": "nih-cxr64-mini", "labels": FINDINGS, "attributes": ["sex", "age"], "bins": AGES, "size": 64,
             "modality": "chest_film"},
     "covid": {"folder": "covid-cxr-mini", "labels": ["covid19"], "attributes": ["sex", "age"], "bins": AGES, "size": 224,
@@ -125,7 +121,7 @@ def main() -> int:
                 run(key, [data, *model, *words], runs[key])
         if name == "ham" and "ham_full" in parts:
             for key, words in TUNED.items():
-                runs[key] = run(key, [data, *model, *FULL, *words], options.out / name / key)
+                runs[key] = run(key, [f"data={prepared['ham96']}", *model, *FULL, *words], options.out / name / key)
         if name in parts:
             report = options.out / name / "compare.html"
             result = eh.compare(list(runs.values()), report)

@@ -19,7 +19,7 @@ from evenhand.errors import DependencyError
 
 PACKAGES = (
     "evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "fairlearn",
-    "concept-erasure", "hydra-core", "omegaconf", "typer", "rich", "pillow", "pydicom", "safetensors", "matplotlib", "jinja2",
+    "concept-erasure", "hydra-core", "omegaconf", "typer", "rich", "pillow", "pydicom", "safetensors", "jinja2",
 )
 LOW_DISK_GB = 2.0
 

@@ -99,11 +99,9 @@ def _score_folder(run: RunFolder, folder: Path) -> pd.DataFrame:
         raise InputError(
             f"the run {run.root} needs an attribute to decide; prepare the images with a table that has it, then predict on that"
         )
-    trained_on = PreparedData.open(run.info["data"])
+    grid = run.info["image"]
     with tempfile.TemporaryDirectory(prefix="evenhand-") as scratch:
-        channels, size, _ = trained_on.cache.shape
-        resize = trained_on.description["image"]["resize"]
-        cache, _ = build_cache(files, Path(scratch) / "cache", size=size, resize=resize, channels=channels)
+        cache, _ = build_cache(files, Path(scratch) / "cache", size=grid["size"], resize=grid["resize"], channels=grid["channels"])
         scores = _scores(predictor, cache)
     table = pd.DataFrame({"image": [path.relative_to(folder).as_posix() for path in files]})
     return _frame(run, table, scores, None, {})

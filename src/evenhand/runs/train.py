@@ -141,6 +141,7 @@ def _provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
         "split_hash": rows.split_hash,
         "split_redrawn": redraw,
         "n_images": counts,
+        "image": dict(rows.data.description["image"]),
         "model_hash": encoder.fingerprint,
         "architecture": {"name": encoder.classifier.name, "input_size": list(encoder.classifier.input_size)},
         "kind": rows.kind,

@@ -1,0 +1,23 @@
+"""Every example runs end to end and leaves the pages it names."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PAGES = {"audit_scores.py": ["report.html"], "train_and_compare.py": ["linear_probe/report.html", "compare.html"]}
+
+
+def test_every_example_is_listed(repository):
+    assert sorted(PAGES) == sorted(path.name for path in (repository / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_an_example_runs(name, repository, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:evenhand"}
+    command = [sys.executable, str(repository / "examples" / name), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for page in PAGES[name]:
+        assert "<html" in (tmp_path / "out" / page).read_text(encoding="utf-8")
