@@ -1,8 +1,8 @@
 """Reading a 224 px cache, beside its floor and its peer.
 
 uint8 batches against decoding and resizing 1024 px JPEG files with Pillow (the peer), and normalised float32 batches against a
-bare copy and conversion of the same rows (the floor), into new memory
-of the same kind, with the same threads or with one, whichever is faster. Run it with ``python benchmarks/cache.py``; it exits 1 when a bar is missed.
+bare copy and conversion of the same rows (the floor), into new memory of the same kind, with the same threads or with one,
+whichever is faster. Run it with ``python benchmarks/cache.py``; it exits 1 when a bar is missed.
 """
 
 from __future__ import annotations
