@@ -54,7 +54,7 @@ def test_messages_hold_no_patient_ids() -> None:
         ({}, TableSpec(("y",), ("Sex",)), "did you mean 'sex'?"),
         ({}, TableSpec(("y",), ("sex",), {"age": (0, 1)}), "bins were given for 'age'"),
         ({"y": ["1", "1", "1", None]}, TableSpec(("y",)), "one class only"),
-        ({"y": [None] * 4}, TableSpec(("y",)), "one class only"),
+        ({"y": [None] * 4}, TableSpec(("y",)), "is empty in every row"),
         ({"sex": [None, "", " ", None]}, TableSpec(("y",), ("sex",)), "missing in all 4 rows"),
         ({}, TableSpec(("y",), ("age",), max_groups=3), "4 groups, more than max_groups = 3; give edges"),
         ({"sex": ["a", "b", "c", "d"]}, TableSpec(("y",), ("sex*age",), {"age": (0, 60, 200)}, max_groups=3), "more than max_groups"),

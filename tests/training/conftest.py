@@ -14,6 +14,9 @@ from evenhand.config.schema import TrainerConfig
 from evenhand.methods.base import Split
 from evenhand.training import TrainSetup
 
+# programs that tests start as processes of their own, not test modules
+collect_ignore_glob = ["*_worker.py"]
+
 
 class MemoryImages:
     """Images held in memory; ``fail_at`` makes the n-th batch raise."""
