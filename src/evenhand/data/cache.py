@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +36,7 @@ ALONE_BELOW = 200
 IntArray = npt.NDArray[np.integer[Any]]
 Positions = IntArray | slice | Sequence[int]
 _BLOCK = 1 << 18
+_SMALL = 1 << 14
 
 
 class ImageCache:
@@ -105,8 +105,8 @@ class ImageCache:
             positions: rows, in any order, repeated or not.
             out: float32 tensor (n, c, h, w) to fill instead of a new one.
         """
-        top = np.float32(self._top)
-        return self._fill(positions, lambda source, block: np.divide(source, top, out=block, dtype=np.float32), out)
+        top = float(self._top)
+        return self._fill(positions, lambda block: block.div_(top), out)
 
     def normalized_batch(
         self, positions: Positions, mean: Sequence[float], std: Sequence[float], out: torch.Tensor | None = None
@@ -119,15 +119,11 @@ class ImageCache:
             std: per channel.
             out: float32 tensor (n, c, h, w) to fill instead of a new one.
         """
-        scale = (1.0 / (np.asarray(std, np.float64) * self._top)).astype(np.float32)[:, None, None]
-        shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)[:, None, None]
+        import torch
 
-        def normalise(source: npt.NDArray[Any], block: npt.NDArray[np.float32]) -> None:
-            np.copyto(block, source)
-            np.multiply(block, scale, out=block)
-            np.add(block, shift, out=block)
-
-        return self._fill(positions, normalise, out)
+        scale = (1.0 / (torch.tensor(std, dtype=torch.float64) * self._top)).float()[:, None, None]
+        shift = (-torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float()[:, None, None]
+        return self._fill(positions, lambda block: block.mul_(scale).add_(shift), out)
 
     def images(self, rows: IntArray | None = None) -> CachedImages:
         """A selection of rows, all of them by default."""
@@ -137,11 +133,8 @@ class ImageCache:
     def _top(self) -> int:
         return 65535 if self.dtype == np.uint16 else 255
 
-    def _fill(self, positions: Positions, convert: Callable[[Any, Any], Any], out: torch.Tensor | None) -> torch.Tensor:
-        """Convert block by block, each small enough to be finished while it is in the processor's cache.
-
-        Plain threads share the blocks of a large batch: unlike torch's own they meet only once, so a busy machine slows them little.
-        """
+    def _fill(self, positions: Positions, finish: Callable[[torch.Tensor], Any], out: torch.Tensor | None) -> torch.Tensor:
+        """Convert block by block and finish each in place while it is still in the processor's cache."""
         import torch
 
         rows = np.arange(len(self))[positions] if isinstance(positions, slice) else np.asarray(positions)
@@ -152,23 +145,19 @@ class ImageCache:
         if out is None:
             # NumPy asks the kernel for huge pages: new memory for a batch costs half of what torch's allocator makes of it
             out = torch.from_numpy(np.empty((len(rows), *self.shape), np.float32))
-        step = max(1, _BLOCK // int(np.prod(self.shape)))
-        target = out.numpy()
-
-        def fill(start: int) -> None:
-            part = rows[start : start + step]
-            consecutive = len(part) == 1 or bool((np.diff(part) == 1).all())
-            source = self._pixels[part[0] : part[0] + len(part)] if consecutive and part[0] >= 0 else self._pixels[part]
-            convert(source, target[start : start + len(part)])
-
-        starts = range(0, len(rows), step)
-        n_threads = min(torch.get_num_threads(), len(starts) // 4)
-        if n_threads > 1:
-            with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(fill, starts))
-        else:
-            for start in starts:
-                fill(start)
+        n_values = int(np.prod(self.shape))
+        step = max(1, _BLOCK // n_values)
+        for start in range(0, len(rows), step):
+            part, block = rows[start : start + step], out[start : start + step]
+            if len(part) == 1 or bool((np.diff(part) == 1).all() and part[0] >= 0):
+                first = int(part[0]) % len(self)
+                block.copy_(torch.from_numpy(self._pixels[first : first + len(part)]))
+            elif n_values < _SMALL:
+                block.copy_(torch.from_numpy(self._pixels[part]))
+            else:
+                for row, image in zip(part, block, strict=True):
+                    image.copy_(torch.from_numpy(self._pixels[row]))
+            finish(block)
         return out
 
 
