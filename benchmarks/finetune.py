@@ -92,10 +92,10 @@ def main() -> int:
     """Print figure, floor and bar; 1 if the bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mobilenetv1_075", help="a timm name")
-    parser.add_argument("--images", type=int, default=384, help="images an epoch")
+    parser.add_argument("--images", type=int, default=1024, help="images an epoch")
     parser.add_argument("--size", type=int, default=64, help="side of the images, pixels")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=4, help="times each is measured, in turns")
+    parser.add_argument("--rounds", type=int, default=3, help="times each is measured, in turns")
     args = parser.parse_args()
     floor, ours = measure(args.model, args.images, args.size, args.batch_size, args.rounds)
     ratios = [statistics.median(b[k] / a[k] for a, b in zip(floor, ours, strict=True)) for k in (0, 1)]

@@ -129,3 +129,14 @@ def test_a_threshold_that_nobody_chose_is_said_for_each_run(make_table: Callable
     frame = make_table(80)
     found = _compare([("a", [frame]), ("b", [frame[frame.split == "test"]])])
     assert [item["run"] for item in found["verdicts"] if item["code"] == "threshold_on_test"] == ["b"]
+
+
+def test_a_ratio_without_any_positive_decision_in_one_seed_is_not_estimable(make_table: Callable[..., pd.DataFrame]) -> None:
+    usual, none = make_table(300), make_table(300)
+    none = none.assign(y_pred=0)
+    found = _compare([("a", [usual.assign(y_pred=(usual.y_score > 0.5).astype(int)), none]), ("b", [usual])])["labels"]["y"]
+    gap = found["attributes"]["sex"]["gaps"]["a"]["demographic_parity_ratio"]
+    assert gap["value"] is None
+    assert "0 / 0 in 1 of 2 seeds" in gap["reason"]
+    assert found["attributes"]["sex"]["gap_changes"]["b"]["demographic_parity_ratio"]["value"] is None
+    assert found["attributes"]["sex"]["gaps"]["a"]["demographic_parity"]["value"] is not None

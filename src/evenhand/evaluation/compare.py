@@ -308,6 +308,12 @@ def _run_gaps(
             found[name] = {**gap.to_json(), "sd_over_seeds": None, "seeds": []}
             continue
         each = [float(_gap_of(name, inside, parts, number, None)[0]) for number in range(len(run.seeds))]
+        undefined = sum(not np.isfinite(value) for value in each)
+        if undefined:
+            reason = f"0 / 0 in {undefined} of {len(each)} seeds: no group has a rate above 0"
+            none = Gap(excluded=gap.excluded, n=gap.n, n_groups=gap.n_groups, reason=reason)
+            found[name] = {**none.to_json(), "sd_over_seeds": None, "seeds": []}
+            continue
         draws[name] = np.mean([_gap_of(name, inside, parts, number, "replicates") for number in range(len(run.seeds))], axis=0)
         found[name] = {**_shifted(gap, float(np.mean(each)), name).to_json(), **_over_seeds(each, True)}
     return found, draws
