@@ -140,7 +140,7 @@ def _prepare(root: Path, settings: SyntheticConfig) -> tuple[PreparedData, Cache
         write_cohort(cohort, root / "cohort")
     data = prepare_csv(
         root / "cohort" / "metadata.csv",
-        root / "data",
+        root / f"synthetic-{settings.kind}",
         images=root / "cohort",
         labels=["label"],
         attributes=ATTRIBUTES,
