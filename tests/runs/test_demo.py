@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_step_leaves_its_files(finished: Path) -> None:
-    wanted = ["cohort/metadata.csv", "cohort/twins.csv", "data/dataset.yaml", "linear_probe/report.html", "reweight/audit.json",
+    wanted = ["cohort/metadata.csv", "cohort/twins.csv", "synthetic-chest/dataset.yaml", "linear_probe/report.html", "reweight/audit.json",
               "compare/report.html", "compare/report.json", "compare/report.csv"]
     assert not [name for name in wanted if not (finished / name).exists()]
 
