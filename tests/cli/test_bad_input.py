@@ -382,7 +382,7 @@ def test_ctrl_c_in_preparing_goes_on(workers: int, source: Path, tmp_path: Path,
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     rows = []
-    for n in range(400):
+    for n in range(1500):
         os.link(source / "images" / f"{n % N:02}.png", images / f"{n}.png")
         rows.append({"image": f"{n}.png", "label": n % 2})
     pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
@@ -393,4 +393,4 @@ def test_ctrl_c_in_preparing_goes_on(workers: int, source: Path, tmp_path: Path,
     assert not (out / "dataset.yaml").exists()
     code, shown, _ = say(*typed)
     assert code == 0
-    assert "400 images" in shown
+    assert "1500 images" in shown
