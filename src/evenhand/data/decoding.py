@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,7 +132,7 @@ def _bounded(pool: ProcessPoolExecutor, function: Callable[[A], R], tasks: Itera
     pending: set[Future[R]] = set()
     more = True
     while more or pending:
-        with _no_main_module():
+        with _no_main_module(), _interrupts_held():
             while more and len(pending) < in_flight:
                 try:
                     pending.add(pool.submit(function, next(tasks)))
@@ -140,6 +141,19 @@ def _bounded(pool: ProcessPoolExecutor, function: Callable[[A], R], tasks: Itera
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             yield future.result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and processes started in it never see it: ending them is the caller's business."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
