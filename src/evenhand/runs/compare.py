@@ -22,6 +22,7 @@ def compare(
     missing: str = "own_group",
     config: AuditConfig | None = None,
     seed: int = 0,
+    title: str = "Comparison of runs",
 ) -> CompareResult:
     """Compare two or more runs on the same test rows; the first is the reference.
 
@@ -37,6 +38,7 @@ def compare(
         missing: ``own_group``, ``drop`` or ``error``.
         config: how to judge.
         seed: of every random stream.
+        title: of the page.
 
     Returns:
         The comparison, with ``.to_json()`` and ``.to_table()``.
@@ -66,7 +68,7 @@ def compare(
         page = page_of(out)
         write_text(page.with_suffix(".json"), result.dumps())
         write_text(page.with_suffix(".csv"), result.to_table().to_csv(index=False, lineterminator="\n"))
-        write_compare_report(result.to_json(), page)
+        write_compare_report(result.to_json(), page, title=title)
     return result
 
 

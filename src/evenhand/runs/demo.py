@@ -23,7 +23,7 @@ from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import Dependence, SyntheticConfig, dependence, make_cohort, write_cohort
 from evenhand.data.synthetic_theory import ExpectedPerformance, expected_performance
 from evenhand.errors import InputError
-from evenhand.files import write_text
+from evenhand.runs.compare import compare, page_of
 from evenhand.runs.folder import RunFolder, write_json
 from evenhand.runs.results import load_predictor, stored_thresholds
 from evenhand.runs.train import train
@@ -177,12 +177,5 @@ def _outcome(run: RunFolder, data: PreparedData, images: CachedImages, twins: Ca
 
 def _compare(folders: Sequence[Path], out: Path, config: AuditConfig, seed: int) -> Path:
     """The comparison page, with its numbers as JSON and CSV beside it."""
-    from evenhand.evaluation.compare import compare
-    from evenhand.evaluation.runs_table import read_runs
-    from evenhand.report.html import write_compare_report
-
-    table = read_runs(folders)
-    result = compare(table.runs, labels=table.labels, attributes=table.attributes, config=config, seed=seed, bins={"age": AGE_EDGES})
-    write_text(out / "report.json", result.dumps())
-    write_text(out / "report.csv", result.to_table().to_csv(index=False, lineterminator="\n"))
-    return write_compare_report(result.to_json(), out / "report.html", title="Demo: mitigations against a plain probe")
+    compare(folders, out, bins={"age": AGE_EDGES}, config=config, seed=seed, title="Demo: mitigations against a plain probe")
+    return page_of(out)

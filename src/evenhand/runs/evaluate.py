@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,8 +103,3 @@ def _judge(predictions: pd.DataFrame, rows: Rows, run: RunFolder, config: AuditC
         missing=trained.data.missing,
         classes=tuple(rows.data.spec.classes),
     )
-
-
-def read_audit(folder: str | Path) -> dict[str, Any]:
-    """audit.json of a run or an evaluation."""
-    return dict(json.loads((Path(folder) / "audit.json").read_text()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from evenhand.config.schema import ExportConfig
 from evenhand.errors import InputError
 from evenhand.methods.predictors import HeadPredictor, ModelPredictor
 from evenhand.models import ImageClassifier
-from evenhand.runs.folder import RunFolder
+from evenhand.runs.folder import RunFolder, write_json
 from evenhand.runs.results import load_predictor, stored_thresholds
 
 
@@ -108,4 +107,4 @@ def _write(model: ImageClassifier, run: RunFolder, folder: Path) -> None:
         "input": "float32 in [0, 1], one channel repeated to three, resized to input_size, then (x - mean) / std",
         "run": {key: info[key] for key in ("method", "seed", "data_hash", "model_hash", "versions")},
     }
-    (folder / "evenhand.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "evenhand.json", facts)

@@ -71,16 +71,19 @@ def rehearse(rows: Rows, config: TrainConfig) -> None:
         def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             return {}, {}
 
-    checked_cohort(
-        score(Constant(), rows, ("val", "test"), config.seed),
-        labels=rows.labels,
-        attributes=rows.attributes,
-        config=config.audit,
-        bins=dict(rows.data.spec.bins),
-        missing=config.data.missing,
-        classes=tuple(rows.data.spec.classes),
-        thresholds=None,
-    )
+    checked_cohort(score(Constant(), rows, ("val", "test"), config.seed), thresholds=None, **_audit_options(rows, config))
+
+
+def _audit_options(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+    """How a run's predictions are judged, for the rehearsal and for the audit alike."""
+    return {
+        "labels": rows.labels,
+        "attributes": rows.attributes,
+        "config": config.audit,
+        "bins": dict(rows.data.spec.bins),
+        "missing": config.data.missing,
+        "classes": tuple(rows.data.spec.classes),
+    }
 
 
 def raw_attributes(table: pd.DataFrame, attributes: Sequence[str]) -> dict[str, list[Any]]:
@@ -91,16 +94,7 @@ def raw_attributes(table: pd.DataFrame, attributes: Sequence[str]) -> dict[str, 
 
 def judge(run: RunFolder, predictions: pd.DataFrame, rows: Rows, config: TrainConfig) -> AuditResult:
     """Audit a run's predictions and write predictions.parquet, audit.json, results.csv and report.html."""
-    audit = evaluate(
-        predictions,
-        labels=rows.labels,
-        attributes=rows.attributes,
-        config=config.audit,
-        seed=config.seed,
-        bins=dict(rows.data.spec.bins),
-        missing=config.data.missing,
-        classes=tuple(rows.data.spec.classes),
-    )
+    audit = evaluate(predictions, seed=config.seed, **_audit_options(rows, config))
     write_audit(run.root, audit, predictions, _facts(run), f"{config.method.name} on {rows.data.name}")
     return audit
 
