@@ -106,6 +106,20 @@ class AuditConfig:
     min_patients: int = opt(10, "patients needed in a rate's denominator", "patients")
     max_groups: int = opt(50, "most groups one attribute may have, joint ones included", "groups")
     primary: list[str] = opt(["auc", "equalized_odds"], "gaps whose tests form the family corrected by Holm")
+    metrics: list[str] = opt([], "metrics to compute, as auc,tpr,fpr; default: all of them")
+    interval: str = opt(
+        "auto",
+        "intervals of group values: auto (the kind that covers best for each metric), percentile or bca (patient bootstrap)",
+        choices=("auto", "percentile", "bca"),
+    )
+    bounds: bool = opt(True, "bounds on every gap over all groups that patients with a missing attribute could belong to")
+    adjust: list[str] = opt([], "case-mix columns (as age, view, site) over which gaps are standardised")
+    reference: dict[str, str] = opt({}, "attribute -> reference group of disparate impact, as reference.sex=male")
+    no_finding: list[str] = opt(
+        ["No Finding", "no_finding", "healthy", "normal"],
+        "labels that mean health: there under-diagnosis is the FPR, elsewhere the FNR",
+    )
+    ece_bins: int = opt(10, "equal-width bins of the expected calibration error", "bins", low=2)
 
 
 @dataclass
