@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import evenhand
 from evenhand.config.schema import AuditConfig
 from evenhand.data.groups import Groups
 from evenhand.errors import ConfigError
 from evenhand.evaluation.attributes import MISSING_KEY
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
+from evenhand.evaluation.long_table import long_table
+from evenhand.evaluation.provenance import provenance
 from evenhand.evaluation.significance import (
     adjust,
     bootstrap_null,
@@ -57,7 +57,7 @@ class AuditResult:
 
     def to_table(self) -> pd.DataFrame:
         """One row an estimate: label, attribute, group (empty: overall), metric, kind (value or gap) and the numbers."""
-        return pd.DataFrame(list(_table_rows(self.data["labels"])), columns=_TABLE_COLUMNS)
+        return long_table(self.data["labels"])
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:
@@ -127,7 +127,12 @@ def evaluate(
         }
     data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence, cohort.kind)
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
-    data["provenance"] = _provenance(predictions, cohort, config, seed, bins, missing, n_tests, failed)
+    data["provenance"] = {
+        **provenance(predictions, cohort, config, seed, bins, missing),
+        "permutations": n_permutations(cohort, config),
+        "failed_replicates": failed,
+        "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
+    }
     return AuditResult(data, predictions)
 
 
@@ -242,81 +247,3 @@ def _threshold(cohort: Cohort, label: str) -> dict[str, Any]:
         if question.name == label:
             return question.threshold
     return cohort.questions[0].threshold
-
-
-def _provenance(
-    frame: pd.DataFrame,
-    cohort: Cohort,
-    config: AuditConfig,
-    seed: int,
-    bins: Mapping[str, Sequence[float]],
-    missing: str,
-    n_tests: int,
-    failed: int,
-) -> dict[str, Any]:
-    hashes = pd.util.hash_pandas_object(frame.astype("string"), index=False).to_numpy()
-    return {
-        "package": "evenhand",
-        "version": evenhand.__version__,
-        "seed": seed,
-        "n_rows": len(frame),
-        "n_judged": len(cohort.patient),
-        "n_dropped": cohort.n_dropped,
-        "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
-        "threshold": config.threshold,
-        "bootstrap": config.bootstrap,
-        "permutations": n_permutations(cohort, config),
-        "confidence": config.confidence,
-        "min_patients": config.min_patients,
-        "max_groups": config.max_groups,
-        "missing": missing,
-        "bins": {name: list(edges) for name, edges in bins.items()},
-        "failed_replicates": failed,
-        "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
-        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
-        "notes": list(cohort.notes),
-    }
-
-
-_TABLE_COLUMNS = [
-    "label",
-    "attribute",
-    "group",
-    "kind",
-    "metric",
-    "value",
-    "lower",
-    "upper",
-    "n",
-    "n_positive",
-    "p",
-    "p_holm",
-    "low_group",
-    "high_group",
-    "reason",
-]
-
-
-def _table_rows(labels: Mapping[str, Any]) -> Any:
-    for label, item in labels.items():
-        yield from _estimate_rows({"label": label, "attribute": "", "group": ""}, item["overall"])
-        for attribute, part in item["attributes"].items():
-            for group, row in part["groups"].items():
-                yield from _estimate_rows({"label": label, "attribute": attribute, "group": group}, row)
-            for metric, gap in part["gaps"].items():
-                low, high = gap["groups"] or (None, None)
-                yield {
-                    "label": label,
-                    "attribute": attribute,
-                    "group": "",
-                    "kind": "gap",
-                    "metric": metric,
-                    **gap,
-                    "low_group": low,
-                    "high_group": high,
-                }
-
-
-def _estimate_rows(where: dict[str, str], row: Mapping[str, Any]) -> Any:
-    for metric in METRICS:
-        yield {**where, "kind": "value", "metric": metric, "n_positive": row["n_positive"], **row[metric]}

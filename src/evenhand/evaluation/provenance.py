@@ -1,0 +1,43 @@
+"""How an audit was made: versions, seeds, options and a hash of what was judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+import evenhand
+from evenhand.config.schema import AuditConfig
+from evenhand.evaluation.cohort import Cohort
+
+
+def provenance(
+    frame: pd.DataFrame,
+    cohort: Cohort,
+    config: AuditConfig,
+    seed: int,
+    bins: Mapping[str, Sequence[float]],
+    missing: str,
+) -> dict[str, Any]:
+    """The part of audit.json that says how its numbers were made, as far as the question and the options determine it."""
+    hashes = pd.util.hash_pandas_object(frame.astype("string"), index=False).to_numpy()
+    return {
+        "package": "evenhand",
+        "version": evenhand.__version__,
+        "seed": seed,
+        "n_rows": len(frame),
+        "n_judged": len(cohort.patient),
+        "n_dropped": cohort.n_dropped,
+        "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
+        "threshold": config.threshold,
+        "bootstrap": config.bootstrap,
+        "confidence": config.confidence,
+        "min_patients": config.min_patients,
+        "max_groups": config.max_groups,
+        "missing": missing,
+        "bins": {name: list(edges) for name, edges in bins.items()},
+        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
+        "notes": list(cohort.notes),
+    }
