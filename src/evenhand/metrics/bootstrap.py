@@ -39,10 +39,11 @@ def draw_weights(strata: IntArray, n_replicates: int, rng: np.random.Generator) 
     weights = np.zeros((len(strata), n_replicates))
     for stratum in np.unique(strata):
         units = np.flatnonzero(strata == stratum)
-        draws = rng.integers(0, len(units), (len(units), n_replicates))
-        flat = draws * n_replicates + np.arange(n_replicates)
-        counts = np.bincount(flat.ravel(), minlength=len(units) * n_replicates)
-        weights[units] = counts.reshape(len(units), n_replicates)
+        # One replicate after another: a replicate's counts stay in the processor's cache while they are made.
+        draws = rng.integers(0, len(units), (n_replicates, len(units)))
+        draws += np.arange(n_replicates)[:, None] * len(units)
+        counts = np.bincount(draws.ravel(), minlength=len(units) * n_replicates)
+        weights[units] = counts.reshape(n_replicates, len(units)).T
     return weights
 
 
