@@ -29,6 +29,7 @@ from evenhand.evaluation.significance import (
     variances_by_moments,
 )
 from evenhand.evaluation.verdicts import audit_verdicts
+from evenhand.metrics.bootstrap import processors
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, Gap, all_gaps
 from evenhand.metrics.permutation import MIRRORS, REACH
@@ -80,7 +81,7 @@ def evaluate(
     bins: Mapping[str, Sequence[float]] | None = None,
     missing: str = "own_group",
     classes: Sequence[str] = (),
-    threads: int = 1,
+    threads: int | None = None,
 ) -> AuditResult:
     """Audit a table of predictions: test rows are judged, validation rows choose thresholds.
 
@@ -94,13 +95,13 @@ def evaluate(
         bins: numeric column -> edges.
         missing: ``own_group`` (a row of its own, in no gap), ``drop`` (rows left out), ``error``.
         classes: class names of a multi-class table: judged one-vs-rest and as ``macro`` averages.
-        threads: bootstrap blocks at a time; the result is the same for any number.
+        threads: blocks of replicates at a time; the result is the same for any number. Default: one a processor.
 
     Raises:
         TableError: the table breaks the contract; nothing was computed.
         ConfigError: an option is wrong.
     """
-    config = config or AuditConfig()
+    config, threads = config or AuditConfig(), threads or processors()
     bins = {name: tuple(float(edge) for edge in edges) for name, edges in (bins or {}).items()}
     cohort = checked_cohort(
         predictions,
@@ -200,7 +201,7 @@ def _attribute(
     gaps = {}
     for question in cohort.questions:
         by_key = {groups.keys[code]: item for code, item in measured[question.name].items() if code >= 0}
-        gaps[question.name] = _question_gaps(question, by_key, groups, cohort, config, seed)
+        gaps[question.name] = _question_gaps(question, by_key, groups, cohort, config, seed, threads)
     if cohort.kind == "multiclass":
         by_key = {groups.keys[code]: item for code, item in measured[MACRO].items() if code >= 0}
         gaps[MACRO] = _replicate_gaps(by_key, config)
@@ -208,7 +209,7 @@ def _attribute(
 
 
 def _question_gaps(
-    question: Question, measured: Mapping[str, Measured], groups: Groups, cohort: Cohort, config: AuditConfig, seed: int
+    question: Question, measured: Mapping[str, Measured], groups: Groups, cohort: Cohort, config: AuditConfig, seed: int, threads: int
 ) -> dict[str, Gap]:
     use = (groups.codes >= 0) & ~np.isnan(question.y_true)
     rows = {
@@ -223,7 +224,7 @@ def _question_gaps(
     if wanted:
         rng = generator(seed, "permutation", groups.attribute, question.name)
         made = {name: wanted if name in _primary_parts(config) else config.permutations for name in METRICS}
-        null = permuted_null(rows, codes, members, groups.keys, made, rng)
+        null = permuted_null(rows, codes, members, groups.keys, made, rng, threads)
     else:
         null = bootstrap_null(measured, members)
     return all_gaps(members, excluded, null, config.confidence)

@@ -82,13 +82,14 @@ def permuted_null(
     keys: Sequence[str],
     n_permutations: Mapping[str, int],
     rng: np.random.Generator,
+    threads: int = 1,
 ) -> dict[str, FloatArray]:
     """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both."""
     pair = rows["unit"] * len(keys) + codes
     cell = make_cell(rows["y_true"], rows["y_score"], rows["decision"], pair)
     position = {key: code for code, key in enumerate(keys)}
     estimable = {name: np.array([position[item.group] for item in inside], dtype=np.int64) for name, inside in members.items()}
-    return null_maxima(cell, cell.units % len(keys), estimable, n_permutations, rng)
+    return null_maxima(cell, cell.units % len(keys), estimable, n_permutations, rng, threads)
 
 
 def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[str, FloatArray]:

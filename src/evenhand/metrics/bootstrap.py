@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,8 +15,14 @@ from evenhand.random import generator
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Block = TypeVar("Block")
+Item = TypeVar("Item")
 
 _BLOCK_ENTRIES = 1_000_000
+
+
+def processors() -> int:
+    """Processors this process may use: the default number of threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def block_sizes(n_replicates: int, n_units: int) -> list[int]:
@@ -70,12 +77,16 @@ def bootstrap_blocks(
         number, size = block
         return statistic(draw_weights(strata, size, generator(seed, "bootstrap", *names, number)))
 
-    blocks = list(enumerate(block_sizes(n_replicates, len(strata))))
+    yield from in_threads(one, enumerate(block_sizes(n_replicates, len(strata))), threads)
+
+
+def in_threads(function: Callable[[Item], Block], items: Iterable[Item], threads: int) -> Iterator[Block]:
+    """``map`` on several threads, in order; NumPy and SciPy let go of the interpreter while they compute."""
     if threads <= 1:
-        yield from map(one, blocks)
+        yield from map(function, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, blocks)
+        yield from pool.map(function, items)
 
 
 def percentile_interval(replicates: FloatArray, confidence: float) -> tuple[float, float, int]:

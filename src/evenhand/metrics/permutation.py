@@ -8,10 +8,12 @@ spread; permuting patients, not images, keeps it right where a patient has many 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.metrics.bootstrap import in_threads
 from evenhand.metrics.cells import Cell
 from evenhand.metrics.rates import GIVEN_LABEL
 
@@ -60,7 +62,12 @@ def permute_groups(codes: IntArray, strata: IntArray, n_permutations: int, rng: 
 
 
 def null_maxima(
-    cell: Cell, codes: IntArray, estimable: Mapping[str, IntArray], n_permutations: Mapping[str, int], rng: np.random.Generator
+    cell: Cell,
+    codes: IntArray,
+    estimable: Mapping[str, IntArray],
+    n_permutations: Mapping[str, int],
+    rng: np.random.Generator,
+    threads: int = 1,
 ) -> dict[str, FloatArray]:
     """The studentised maximum of every metric under permuted groups.
 
@@ -73,7 +80,8 @@ def null_maxima(
         codes: (u,) group of each of the cell's units.
         estimable: metric -> codes of the groups that enter its gap.
         n_permutations: metric -> number of permutations.
-        rng: source of randomness.
+        rng: source of randomness; every block of permutations has a stream of its own, spawned from it.
+        threads: blocks computed at a time; does not change the result.
 
     Returns:
         Metric -> (its number of permutations,).
@@ -85,14 +93,23 @@ def null_maxima(
     size = int(np.clip(_BLOCK_ENTRIES // max(cell.n, 1), 8, 1000))
     for number, inside in sorted({(n_permutations[name], name in GIVEN_LABEL) for name in direct}):
         metrics = tuple(name for name in direct if (n_permutations[name], name in GIVEN_LABEL) == (number, inside))
-        parts: dict[str, list[FloatArray]] = {}
-        for start in range(0, number, size):
-            shuffled = permute_groups(codes, patterns if inside else patterns * 0, min(size, number - start), rng)
-            for name, maxima in _block_maxima(cell, shuffled, metrics, tested).items():
-                parts.setdefault(name, []).append(maxima)
-        found.update({name: np.concatenate(blocks) for name, blocks in parts.items()})
+        blocks = [min(size, number - start) for start in range(0, number, size)]
+        block_of = partial(_permuted_block, cell, codes, patterns if inside else patterns * 0, metrics, tested)
+        parts = list(in_threads(block_of, zip(blocks, rng.spawn(len(blocks)), strict=True), threads))
+        found.update({name: np.concatenate([part[name] for part in parts]) for part in parts[:1] for name in part})
     found.update({name: found[MIRRORS[name]] for name in tested if name not in found and MIRRORS.get(name) in found})
     return found
+
+
+def _permuted_block(
+    cell: Cell,
+    codes: IntArray,
+    strata: IntArray,
+    metrics: tuple[str, ...],
+    tested: Mapping[str, IntArray],
+    block: tuple[int, np.random.Generator],
+) -> dict[str, FloatArray]:
+    return _block_maxima(cell, permute_groups(codes, strata, *block), metrics, tested)
 
 
 def _block_maxima(
