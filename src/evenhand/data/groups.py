@@ -12,6 +12,9 @@ import pandas as pd
 
 from evenhand.errors import InputError, TableError
 
+LEADING_ZERO = r"[+-]?0\d"
+"""Text that begins so is a code, not a number."""
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -63,8 +66,7 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
     """
     if len(edges) < 2 or any(b <= a for a, b in pairwise(edges)):
         raise InputError(f"bins of '{attribute}' are {list(edges)}, but must be at least two increasing edges, as {attribute}=0,60,200")
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
-    missing = values.isna().to_numpy() | (values.astype("string").str.strip() == "").fillna(True).to_numpy(bool)
+    numbers, missing = _numbers(values)
     outside = ~missing & ~((numbers >= edges[0]) & (numbers < edges[-1]))
     if outside.any():
         rows = np.flatnonzero(outside)
@@ -79,18 +81,109 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
 
 
 def category_groups(values: pd.Series, attribute: str) -> Groups:
-    """One group per distinct value, in sorted order (numbers as numbers); empty is missing."""
-    text = values.astype("string").str.strip()
-    numbers = pd.to_numeric(text, errors="coerce")
-    present = text.notna() & (text != "")
-    if present.any() and numbers[present].notna().all():
-        text = numbers.map(lambda value: f"{value:g}", na_action="ignore").astype("string")
-        keys = [f"{value:g}" for value in sorted(set(numbers[present]))]
+    """One group per distinct value, in sorted order (numbers as numbers); empty is missing.
+
+    Text that reads as numbers is one group a number ("1" and "1.0" are the same), unless a value has a leading zero:
+    then it is a code, and "01" stays "01".
+
+    Example:
+        >>> category_groups(pd.Series(["10", "9", None]), "site").keys
+        ('9', '10')
+        >>> category_groups(pd.Series(["10", "09", None]), "site").keys
+        ('09', '10')
+    """
+    codes, distinct = pd.factorize(values)
+    texts = pd.Series(distinct).astype("string").str.strip().fillna("")
+    numbers = pd.to_numeric(texts, errors="coerce")
+    present = texts != ""
+    if present.any() and numbers[present].notna().all() and not texts.str.match(LEADING_ZERO).any():
+        order = sorted(set(numbers[present]))
+        position: dict[object, int] = {number: code for code, number in enumerate(order)}
+        keys = [number_key(number) for number in order]
+        table = [position[number] if ok else -1 for number, ok in zip(numbers, present, strict=True)]
     else:
-        keys = sorted(set(text[present]))
-    position = {key: code for code, key in enumerate(keys)}
-    codes = np.array([position[key] if ok else -1 for key, ok in zip(text, present, strict=True)], dtype=np.int64)
-    return Groups(attribute, tuple(keys), codes)
+        keys = sorted(set(texts[present]))
+        position = {key: code for code, key in enumerate(keys)}
+        table = [position.get(text, -1) for text in texts]
+    return Groups(attribute, tuple(keys), np.array([*table, -1], dtype=np.int64)[codes])
+
+
+def number_key(number: float) -> str:
+    """A number as a group key: whole numbers in full, others to 15 digits.
+
+    Example:
+        >>> number_key(1234567.0), number_key(0.5)
+        ('1234567', '0.5')
+    """
+    return f"{number:.15g}"
+
+
+def quantile_edges(values: npt.NDArray[np.float64], n_bins: int, attribute: str) -> tuple[float, ...]:
+    """The edges of bins that hold about as many values each.
+
+    The k-th inner edge is the k/q quantile (linear interpolation, as numpy and pandas have it). Ties are kept together, so
+    that there may be fewer bins than asked for, of unequal size; a last bin of one value, [90,90], is possible.
+
+    Args:
+        values: finite numbers, one for each patient and value.
+        n_bins: q, at least 2.
+        attribute: for messages.
+
+    Raises:
+        TableError: no values, or so many ties that one bin is left.
+
+    Example:
+        >>> quantile_edges(np.arange(9.0), 4, "age")
+        (0.0, 2.0, 4.0, 6.0, 8.0)
+    """
+    if not len(values):
+        raise TableError(f"attribute '{attribute}' has no value in the judged rows, so it has no quantiles; fill it or leave it out")
+    edges = np.quantile(values, np.linspace(0, 1, n_bins + 1))
+    inner = np.unique(edges[1:-1])
+    inner = inner[inner > edges[0]]
+    if not len(inner):
+        raise TableError(
+            f"attribute '{attribute}' is {edges[0]:g} in so many rows that its q{n_bins} bins are one; give edges, as {attribute}=0,60,200"
+        )
+    return tuple(float(edge) for edge in (edges[0], *inner, edges[-1]))
+
+
+def quantile_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Groups:
+    """Cut numbers at edges from `quantile_edges`: [e_0, e_1), …, and a last bin closed at the top, [e_(k-1), e_k].
+
+    Rows outside the outermost edges (of other splits than the one that the quantiles are of) fall into the outermost bins.
+
+    Args:
+        values: numbers; empty is missing.
+        edges: increasing; the last two may be equal.
+        attribute: the column's name.
+
+    Raises:
+        TableError: values that are not numbers, each with its row.
+    """
+    numbers, missing = _numbers(values)
+    wrong = np.flatnonzero(~missing & ~np.isfinite(numbers))
+    if len(wrong):
+        raise TableError(
+            f"column '{attribute}' has {len(wrong)} values that are not numbers, so it cannot be cut into quantile bins; correct them",
+            [f"row {row + 1}: {attribute} is {values.iloc[row]!r}" for row in wrong],
+        )
+    codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
+    codes[missing] = -1
+    names = [f"{edge:g}" for edge in edges]
+    if len(set(names)) < len(set(edges)):
+        names = [number_key(edge) for edge in edges]
+    last = len(edges) - 2
+    return Groups(attribute, tuple(f"[{a},{b}{']' if k == last else ')'}" for k, (a, b) in enumerate(pairwise(names))), codes)
+
+
+def _numbers(values: pd.Series) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """(numbers, NaN where there is none; where the cell is empty)."""
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    if pd.api.types.is_numeric_dtype(values):
+        return numbers, values.isna().to_numpy(bool)
+    text = values.astype("string").str.strip()
+    return numbers, (text.isna() | (text == "")).fillna(True).to_numpy(bool)
 
 
 def joint_groups(parts: Sequence[Groups]) -> Groups:
