@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import io
 import os
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evenhand.data.groups import Groups
-from evenhand.errors import InputError, TableError
+from evenhand.errors import TableError
 from evenhand.files import write_atomic, write_text
 
 Kind = Literal["binary", "multiclass", "multilabel"]
@@ -40,47 +39,6 @@ class Outcome:
     y_score: npt.NDArray[np.float64]
     decision: npt.NDArray[np.float64] | None = None
     source: str = ""
-
-
-def read_predictions(path: str | os.PathLike[str], *, text: Sequence[str] = ("image", "patient_id", "split")) -> pd.DataFrame:
-    """Read a CSV, TSV or parquet file of predictions, or a run folder's predictions.parquet.
-
-    Only an empty field is missing; "NA" is a value.
-
-    Args:
-        path: a file, or a folder holding predictions.parquet.
-        text: columns kept as text (so that patient 007 stays 007).
-
-    Raises:
-        InputError: no such file, or not a table.
-    """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "predictions.parquet"
-    if not file.exists():
-        raise InputError(f"there is no file {file}; give a CSV, TSV or parquet file, or a run folder with predictions.parquet")
-    try:
-        frame = pd.read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_text(file, text)
-    except (ValueError, OSError, csv.Error) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file} cannot be read as a table ({first}); expected UTF-8 CSV, TSV or parquet with a header line") from error
-    if frame.empty:
-        raise InputError(f"{file} has no rows below its header; predictions need at least one row an image")
-    return frame
-
-
-def _read_text(file: Path, text: Sequence[str]) -> pd.DataFrame:
-    with file.open("rb") as stream:
-        start = stream.read(4096)
-    if not start.strip():
-        raise InputError(f"{file} is empty; expected a header line and one row an image")
-    if b"\0" in start:
-        raise InputError(f"{file} is not text (it has zero bytes); expected UTF-8 CSV or TSV, or a .parquet file")
-    header = start.decode("utf-8", errors="replace").splitlines()[0]
-    separator = max(("\t", ";", ","), key=header.count)
-    return pd.read_csv(
-        file, sep=separator, dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values=[""], encoding="utf-8-sig"
-    )
 
 
 def write_predictions(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -257,7 +215,24 @@ def score_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
     """A column of probabilities.
 
     Raises:
-        TableError: empty, infinite or text values, or values outside [0, 1] (logits are named as such).
+        TableError: empty, infinite or text values, or values outside [0, 1] (logits and percentages are named as such).
+    """
+    numbers = finite_column(values, name)
+    outside = (numbers < 0) | (numbers > 1)
+    if outside.any():
+        rows = np.flatnonzero(outside)
+        raise TableError(
+            f"column '{name}' has {len(rows)} scores outside [0, 1] (from {numbers.min():g} to {numbers.max():g}); {_advice(numbers)}",
+            [f"row {row + 1}: {name} is {numbers[row]:g}" for row in rows],
+        )
+    return numbers
+
+
+def finite_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
+    """A column of finite numbers.
+
+    Raises:
+        TableError: empty, infinite or text values, each with its row.
     """
     numbers = _numbers(values)
     bad = ~np.isfinite(numbers)
@@ -267,15 +242,23 @@ def score_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
             f"column '{name}' has {len(rows)} scores that are empty or not finite numbers; every row needs a score in [0, 1]",
             [f"row {row + 1}: {name} is {values.iloc[row]!r}" for row in rows],
         )
-    outside = (numbers < 0) | (numbers > 1)
-    if outside.any():
-        rows = np.flatnonzero(outside)
-        what = "they look like logits: apply a sigmoid first" if (numbers < 0).any() else "divide percentages by 100"
-        raise TableError(
-            f"column '{name}' has {len(rows)} scores outside [0, 1] (from {numbers.min():g} to {numbers.max():g}); {what}",
-            [f"row {row + 1}: {name} is {numbers[row]:g}" for row in rows],
-        )
     return numbers
+
+
+def looks_like_logits(numbers: npt.NDArray[np.float64]) -> bool:
+    """Whether scores lie on both sides of 0, as logits do."""
+    return bool((numbers < 0).any() and (numbers > 0).any())
+
+
+def _advice(numbers: npt.NDArray[np.float64]) -> str:
+    """What scores outside [0, 1] seem to be, and what to do."""
+    if looks_like_logits(numbers):
+        return "they look like logits: add --logits (Python: logits=True) to turn them into probabilities"
+    if (numbers < 0).any():
+        return "they look like logits or log-probabilities: add --logits (Python: logits=True) for logits, or take their exponential first"
+    if numbers.max() <= 100:
+        return "they look like percentages: divide them by 100"
+    return "scale them to [0, 1], or add --logits (Python: logits=True) if they are logits"
 
 
 def _numbers(values: pd.Series) -> npt.NDArray[np.float64]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from evenhand.errors import InputError
-from evenhand.evaluation.predictions import GROUP_SUFFIX, find_labels, read_predictions
+from evenhand.evaluation.predictions import GROUP_SUFFIX, find_labels
+from evenhand.evaluation.reading import read_predictions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.columns import Names, audit_frame, names_of
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.gates import check_gates, parse_gate
-from evenhand.evaluation.predictions import GROUP_SUFFIX, read_predictions
+from evenhand.evaluation.predictions import GROUP_SUFFIX
+from evenhand.evaluation.reading import read_predictions
 from evenhand.files import write_text
 
 
