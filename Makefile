@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := $(filter-out benchmarks/real_data.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out $(addprefix benchmarks/,real_data.py cohorts.py simulation.py simulation_table.py),$(wildcard benchmarks/*.py))
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 DATA ?= ../shared
 OUT ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench results docs reference lock check-lock wheel test-wheel clean
+.PHONY: help setup demo test test-slow lint bench results simulation docs reference lock check-lock wheel test-wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ bench: setup ## every speed claim: figure, floor and peer
 
 results: setup ## every method on the real data sets in DATA, five seeds, audited and compared; writes OUT
 	$(BIN)/python benchmarks/real_data.py --shared $(DATA) --out $(OUT)
+
+simulation: setup ## does the audit claim what it should? cohorts with known true values, 500 audits of each; resumes; writes OUT
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/simulation.py --results $(OUT)/simulation.jsonl --json $(OUT)/simulation.json
 
 reference: setup ## docs/reference from the code
 	$(BIN)/python docs/make_reference.py
