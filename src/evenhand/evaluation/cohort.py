@@ -78,11 +78,11 @@ def make_cohort(
     """Check a table of predictions and take out what is judged; see `evenhand.evaluation.evaluate` for the arguments."""
     parse_rule(config.threshold)
     frame = frame.reset_index(drop=True)
-    _one_seed(frame)
+    one_seed(frame)
     kind, outcomes = outcomes_of(frame, labels, classes)
     groups = audit_groups(frame, attributes, bins, config.max_groups)
     kept = rows_kept(groups, missing, len(frame))
-    test, val, notes = _splits(frame, kept)
+    test, val, notes = split_rows(frame, kept)
     questions = tuple(_question(item, test, val, config.threshold, (thresholds or {}).get(item.name)) for item in outcomes)
     if all(len(np.unique(item.y_true[~np.isnan(item.y_true)])) < 2 for item in questions):
         first = questions[0].y_true
@@ -91,7 +91,7 @@ def make_cohort(
             f"every label has one class in the {len(first)} judged rows ('{questions[0].name}' has {what}); "
             "an audit needs cases and non-cases"
         )
-    patient, note = _patients(frame)
+    patient, note = patient_ids(frame)
     judged = {name: item.take(test) for name, item in groups.items()}
     for name, item in judged.items():
         if (item.codes < 0).all():
@@ -104,10 +104,11 @@ def make_cohort(
 
 def judged_rows(frame: pd.DataFrame, groups: Mapping[str, Groups], missing: str) -> npt.NDArray[np.bool_]:
     """Which rows of a checked table are judged: the test rows, less those that ``missing=drop`` leaves out."""
-    return _splits(frame, rows_kept(groups, missing, len(frame)))[0]
+    return split_rows(frame, rows_kept(groups, missing, len(frame)))[0]
 
 
-def _one_seed(frame: pd.DataFrame) -> None:
+def one_seed(frame: pd.DataFrame) -> None:
+    """Refuse a table that holds several seeds, where every image occurs several times."""
     if "seed" in frame.columns and frame["seed"].nunique() > 1:
         raise TableError(
             f"the table holds {frame['seed'].nunique()} seeds, so every image occurs several times; "
@@ -115,8 +116,8 @@ def _one_seed(frame: pd.DataFrame) -> None:
         )
 
 
-def _splits(frame: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], list[str]]:
-    """(judged rows, validation rows, notes)."""
+def split_rows(frame: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], list[str]]:
+    """(judged rows, validation rows, notes): test rows are judged, all rows where there is no split; rows not kept never are."""
     if "split" not in frame.columns or frame["split"].isna().all():
         return kept, np.zeros(len(frame), dtype=bool), []
     split = frame["split"].astype("string").str.strip().str.lower().fillna("").to_numpy(object)
@@ -129,7 +130,8 @@ def _splits(frame: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArr
     return kept, np.zeros(len(frame), dtype=bool), [f"all rows are of the split '{names[0]}'; they are judged as test rows"]
 
 
-def _patients(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
+def patient_ids(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
+    """(id of each row's patient, notes); a row without an id is a patient of its own."""
     if "patient_id" not in frame.columns:
         return np.arange(len(frame)), [
             "no patient column: every row is taken for a patient of its own, so intervals are too narrow if patients have several images"
