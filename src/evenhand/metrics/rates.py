@@ -53,7 +53,7 @@ GIVEN_LABEL = frozenset({"auc", "tpr", "fpr", "tnr", "fnr", "balanced_accuracy"}
 
 LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "log_loss"})
 NEITHER_IS_BETTER = frozenset({"positive_rate", "prevalence"})
-UNBOUNDED = frozenset({"log_loss"})
+UNBOUNDED = frozenset({"log_loss", "mean", "median"})
 _GRID = 2.0**-30
 
 
@@ -98,9 +98,14 @@ def row_sums(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], decision: npt.
     return np.hstack([counts.astype(float), np.round(losses / _GRID) * _GRID])
 
 
-def rate(name: str, sums: FloatArray) -> FloatArray:
+def ratios(name: str, odds: float = float("nan")) -> tuple[tuple[tuple[float, ...], tuple[int, ...]], ...]:
+    """(numerator, denominator) coefficients of a rate; net benefit's depend on the odds of the threshold."""
+    return (((1.0, 0.0, -odds, 0.0, 0.0, 0.0), _ALL),) if name == "net_benefit" else RATES[name]
+
+
+def rate(name: str, sums: FloatArray, odds: float = float("nan")) -> FloatArray:
     """The rate from sums (6, b): (b,), NaN where a denominator is 0."""
-    parts = [_divide(np.asarray(top, float) @ sums, np.asarray(bottom, float) @ sums) for top, bottom in RATES[name]]
+    parts = [_divide(np.asarray(top, float) @ sums, np.asarray(bottom, float) @ sums) for top, bottom in ratios(name, odds)]
     return np.asarray(sum(parts) / len(parts))
 
 
@@ -108,14 +113,15 @@ def _divide(top: FloatArray, bottom: FloatArray) -> FloatArray:
     return np.asarray(np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0))
 
 
-def rate_gradient(name: str, sums: FloatArray) -> FloatArray:
+def rate_gradient(name: str, sums: FloatArray, odds: float = float("nan")) -> FloatArray:
     """Derivative of the rate by each of the six sums: (6, b), NaN where a denominator is 0."""
+    parts = ratios(name, odds)
     gradient = np.zeros_like(sums)
-    for top, bottom in RATES[name]:
+    for top, bottom in parts:
         u, v = np.asarray(top, float), np.asarray(bottom, float)
         below = v @ sums
         gradient += _divide(u[:, None] - _divide(u @ sums, below) * v[:, None], np.broadcast_to(below, sums.shape))
-    return np.asarray(gradient / len(RATES[name]))
+    return np.asarray(gradient / len(parts))
 
 
 def rates(y_true: npt.ArrayLike, y_score: npt.ArrayLike, decision: npt.ArrayLike) -> dict[str, float]:
