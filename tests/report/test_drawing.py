@@ -34,7 +34,9 @@ def test_every_mark_has_its_own_shape_and_words_are_escaped() -> None:
         sheet.mark((10, 10), shape, 6, "white", "black")
     assert len(set(sheet.parts)) == len(SHAPES)
     sheet.text((0, 0), '<b> & "c"')
-    svg = sheet.svg('a "summary" <x>')
+    svg = sheet.svg('a "summary" <x>. 1 < 2', "fig")
     root = ET.fromstring(svg)
-    assert root.get("aria-label") == 'a "summary" <x>'
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.get("aria-labelledby") == "fig-t fig-d"
+    assert [root.find(f"{space}{tag}").text for tag in ("title", "desc")] == ['a "summary" <x>', 'a "summary" <x>. 1 < 2']  # type: ignore[union-attr]
     assert root[-1].text == '<b> & "c"'

@@ -18,7 +18,7 @@ import pytest
 from evenhand.config.schema import AuditConfig
 from evenhand.errors import DiskFullError, InputError
 from evenhand.evaluation.evaluate import evaluate
-from evenhand.report.audit_page import audited_rows
+from evenhand.report.curve_pictures import audited_rows
 from evenhand.report.html import write_audit_report, write_compare_report
 from evenhand.report.summary import _gaps_few
 from tests.report import pages
@@ -84,7 +84,20 @@ def test_no_patient_and_no_image_name_reaches_the_page(page: tuple[str, Balance]
 
 
 def test_summary_comes_before_verdicts_and_numbers(page: tuple[str, Balance]) -> None:
-    marks = ("Who was looked at", "What cannot be said", "<h2>Verdicts", "<h2>What was audited", "<h4>Everyone", "By sex</h3>")
+    marks = (
+        "Who was looked at",
+        "What cannot be said",
+        "<h2>Verdicts",
+        "<h2>What was audited",
+        "How large the groups are</h3>",
+        "Everyone</h3>",
+        "By sex</h3>",
+        "How far groups lie apart</h3>",
+        "Scores and curves</h3>",
+        "Attributes that are not recorded</h3>",
+        "<h2>What the measures mean",
+        "<h2>How every number was made",
+    )
     places = [page[0].index(mark) for mark in marks]
     assert places == sorted(places)
 
@@ -96,8 +109,9 @@ def test_missing_attribute_has_a_row_of_its_own(page: tuple[str, Balance]) -> No
 
 def test_every_figure_has_a_text_alternative_and_a_caption(page: tuple[str, Balance]) -> None:
     figures = re.findall(r"<figure.*?</figure>", page[0], flags=re.S)
-    assert len(figures) == 4
-    assert all('role="img" aria-label="' in f and "<figcaption><b>" in f for f in figures)
+    assert len(figures) == 7
+    assert all('role="img" aria-labelledby="' in f and "<figcaption><b>" in f for f in figures)
+    assert all(re.search(r'<title id="[^"]+">[^<]+</title><desc id="[^"]+">[^<]{20,}</desc>', f) for f in figures)
 
 
 @pytest.mark.parametrize("word", ["fair model", "debiased", "unbiased", "bias-free", "fairness guaranteed"])

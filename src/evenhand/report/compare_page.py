@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from evenhand.report import figures, summary, tables, words
-from evenhand.report.audit_page import Picture, flat, picture, verdict_boxes
+from evenhand.report.audit_page import flat, verdict_boxes
+from evenhand.report.page import Picture, picture
 
 Json = Mapping[str, Any]
 LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "ece", "ece_corrected", "log_loss"})

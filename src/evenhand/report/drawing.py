@@ -53,10 +53,11 @@ class Drawing:
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{_n(width)}"{dashed}/>')
 
-    def area(self, places: Iterable[Place], fill: str, edge: str = "none") -> None:
-        """A closed area."""
+    def area(self, places: Iterable[Place], fill: str, edge: str = "none", opacity: float = 1.0) -> None:
+        """A closed area; an opacity below 1 lets what lies beneath shine through its filling."""
         path = "L".join(f"{_n(x)} {_n(y)}" for x, y in places)
-        self.parts.append(f'<path d="M{path}Z" fill="{fill}" stroke="{edge}" stroke-width="0.8"/>')
+        clear = "" if opacity == 1 else f' fill-opacity="{_n(opacity)}"'
+        self.parts.append(f'<path d="M{path}Z" fill="{fill}" stroke="{edge}" stroke-width="0.8"{clear}/>')
 
     def mark(self, place: Place, shape: str, size: float, face: str, edge: str) -> None:
         """A mark of a diameter."""
@@ -84,11 +85,13 @@ class Drawing:
         )
         return f"url(#{escape(name)})"
 
-    def svg(self, summary: str) -> str:
-        """The drawing as an SVG element with a text alternative."""
+    def svg(self, summary: str, key: str, title: str = "") -> str:
+        """The drawing as an SVG element with a title and, as its description, the numbers; ``key`` is the figure's own name."""
+        name, words = escape(key), escape(title or summary.split(".")[0])
         head = (
-            f'<svg role="img" aria-label="{escape(summary)}" viewBox="0 0 {72 * self.width:.0f} {72 * self.height:.0f}" '
+            f'<svg role="img" aria-labelledby="{name}-t {name}-d" viewBox="0 0 {72 * self.width:.0f} {72 * self.height:.0f}" '
             f'style="width:{96 * self.width:.0f}px" xmlns="http://www.w3.org/2000/svg">'
+            f'<title id="{name}-t">{words}</title><desc id="{name}-d">{escape(summary)}</desc>'
         )
         return head + "".join(self.parts) + "</svg>"
 
@@ -115,6 +118,13 @@ class Axes:
         """A line through data points."""
         self.drawing.line((self.at(float(x), float(y)) for x, y in zip(xs, ys, strict=True)), colour, width, dash)
 
+    def band(self, xs: Iterable[float], low: Iterable[float], high: Iterable[float], colour: str, opacity: float = 0.13) -> None:
+        """The area between two curves over the same places."""
+        places = list(xs)
+        there = [self.at(float(x), float(y)) for x, y in zip(places, high, strict=True)]
+        back = [self.at(float(x), float(y)) for x, y in zip(places, low, strict=True)]
+        self.drawing.area([*there, *reversed(back)], colour, opacity=opacity)
+
     def rule(self, x: float, width: float = 0.9) -> None:
         """A dashed upright rule over the whole height."""
         self.line((x, x), self.y, INK, width, "4 2")
@@ -136,15 +146,16 @@ class Axes:
         if title:
             self.drawing.text((72 * (self.left + self.width / 2), bottom + 26), title, colour=MUTED, anchor="middle")
 
-    def y_axis(self, ticks: Sequence[tuple[float, str]], title: str = "", grid: bool = False) -> None:
-        """Ticks at the left edge and, turned, what is measured."""
+    def y_axis(self, ticks: Sequence[tuple[float, str]], title: str = "", grid: bool = False, words: bool = True) -> None:
+        """Ticks at the left edge and, turned, what is measured; a panel beside another needs no words."""
         left = 72 * self.left
-        for value, words in ticks:
+        for value, text in ticks:
             height = self.at(0, value)[1]
             if grid:
                 self.drawing.line([(left, height), (left + 72 * self.width, height)], PALE, 0.8)
             self.drawing.line([(left - 3, height), (left, height)], MUTED, 0.7)
-            self.drawing.text((left - 5, height + 3), words, size=8.5, colour=MUTED, anchor="end")
+            if words:
+                self.drawing.text((left - 5, height + 3), text, size=8.5, colour=MUTED, anchor="end")
         if title:
             self.drawing.text((left - 29, 72 * (self.top + self.height / 2)), title, colour=MUTED, anchor="middle", style="up")
 

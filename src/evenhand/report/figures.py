@@ -1,4 +1,4 @@
-"""Pictures as inline SVG: intervals, ROC curves, score distributions, and AUC against gap.
+"""Pictures as inline SVG: intervals in rows, score distributions, and AUC against gap; curves are in curve_figures.py.
 
 Every picture is the same bytes for the same input, and names its groups by shape of mark and style of line as well as
 by a colour that colour-blind readers can tell apart (Okabe and Ito).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evenhand.report.drawing import INK, MUTED, PALE, RULE, Axes, Drawing, ticks
+from evenhand.report.drawing import INK, MUTED, PALE, Axes, Drawing, ticks
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A6A00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -48,17 +48,6 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One group's ROC curve and the point (FPR, TPR) at which the model is used."""
-
-    label: str
-    fpr: Array
-    tpr: Array
-    point: tuple[float, float] | None = None
-    emphasis: bool = True
-
-
-@dataclass(frozen=True)
 class Scores:
     """One group's scores, by true label."""
 
@@ -89,7 +78,7 @@ def forest(
         reference: where "no difference" lies.
         ends: words for what lies left and right of the reference.
     """
-    left = _label_width([p.label for p in points], most=3.0)
+    left = label_width([p.label for p in points], most=3.0)
     sheet = Drawing(left + 4.1, 0.29 * len(points) + (0.8 if ends else 0.6))
     axes = Axes(sheet, left, 0.1, 3.85, 0.29 * len(points) + 0.05, _limits(points, reference))
     _rows(axes, [p.label for p in points])
@@ -100,51 +89,30 @@ def forest(
         below = 72 * sheet.height - 4
         sheet.text((72 * left, below), f"← {ends[0]}", size=8, colour=MUTED)
         sheet.text((72 * (left + axes.width), below), f"{ends[1]} →", size=8, colour=MUTED, anchor="end")
-    return sheet.svg(summary)
+    return sheet.svg(summary, key)
 
 
 def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
     """Measures side by side, one row a group, everyone's value as a dashed rule."""
     labels = [p.label for p in panels[0].points]
-    left, width, space = _label_width(labels), 2.35, 0.3
+    left, width, space = label_width(labels), 2.35, 0.3
     sheet = Drawing(left + len(panels) * (width + space), 0.27 * len(labels) + 0.62)
     for column, panel in enumerate(panels):
-        axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, (-0.02, 1.02))
+        inside = all(0 <= v <= 1 for p in panel.points for v in (p.value, p.lower, p.upper) if v is not None)
+        limits = (-0.02, 1.02) if inside else _limits(panel.points, panel.overall)
+        axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, limits)
         _rows(axes, labels if column == 0 else [""] * len(labels))
-        axes.x_axis(QUARTERS)
+        axes.x_axis(QUARTERS if inside else ticks(*limits, 5))
         if panel.overall is not None:
             axes.rule(panel.overall)
         _interval_rows(axes, panel.points, colour=COLOURS[column % len(COLOURS)], marker=MARKERS[column % len(MARKERS)])
         sheet.text((72 * axes.left, 14), panel.title, size=9.5)
-    return sheet.svg(summary)
-
-
-def roc_curves(curves: Sequence[Curve], *, key: str, summary: str, note: str = "") -> str:
-    """ROC curves of the groups; curves without emphasis are thin and grey and share one legend entry (``note``)."""
-    shown = [curve for curve in curves if curve.emphasis]
-    sheet = Drawing(4.5, 4.3 + 0.21 * (len(shown) + bool(note)))
-    axes = Axes(sheet, 0.55, 0.1, 3.67, 3.67, y=(0.0, 1.005))
-    axes.x_axis(FIFTHS, "false alarms among negative cases (FPR)", grid=True)
-    axes.y_axis(FIFTHS, "found among positive cases (TPR)", grid=True)
-    axes.line((0, 1), (0, 1), RULE)
-    for curve in curves:
-        if not curve.emphasis:
-            axes.line(*decimate(curve.fpr, curve.tpr, 60), GREY, 0.6)
-    for i, curve in enumerate(shown):
-        axes.line(*decimate(curve.fpr, curve.tpr), COLOURS[i % MOST_CURVES], 1.6, LINES[i % MOST_CURVES])
-    for i, curve in enumerate(shown):
-        if curve.point is not None:
-            axes.mark(*curve.point, MARKERS[i % MOST_CURVES], 8.5, COLOURS[i % MOST_CURVES], edge="white")
-    for i, curve in enumerate(shown):
-        _key(sheet, (40, 72 * 4.34 + 15 * i), curve.label, COLOURS[i % MOST_CURVES], LINES[i % MOST_CURVES], MARKERS[i % MOST_CURVES])
-    if note:
-        _key(sheet, (40, 72 * 4.34 + 15 * len(shown)), note, GREY)
-    return sheet.svg(summary)
+    return sheet.svg(summary, key)
 
 
 def score_histograms(groups: Sequence[Scores], *, key: str, summary: str, threshold: float | None = None, bins: int = 25) -> str:
     """Mirrored histograms: positive cases above the line, negative cases below, each as a share of its own cases."""
-    left, row = _label_width([g.label for g in groups]), 0.78
+    left, row = label_width([g.label for g in groups]), 0.78
     sheet = Drawing(left + 4.25, row * len(groups) + 0.55)
     hatch = sheet.hatch(f"{key}-hatch", COLOURS[5])
     edges = np.linspace(0.0, 1.0, bins + 1)
@@ -159,15 +127,15 @@ def score_histograms(groups: Sequence[Scores], *, key: str, summary: str, thresh
         axes.line((0, 1), (0, 0), INK, 0.7)
         if threshold is not None:
             axes.rule(threshold, 1)
-        sheet.text((72 * left - 6, axes.at(0, 0)[1] + 3), _short(group.label), anchor="end")
+        sheet.text((72 * left - 6, axes.at(0, 0)[1] + 3), short(group.label), anchor="end")
         if i == len(groups) - 1:
             axes.x_axis(FIFTHS, "model's score")
-    return sheet.svg(summary)
+    return sheet.svg(summary, key)
 
 
 def score_ranges(groups: Sequence[Scores], *, key: str, summary: str, threshold: float | None = None) -> str:
     """Ranges of the scores, for many groups: median as a mark, middle half as a thick line, 5% to 95% as a thin one."""
-    left = _label_width([g.label for g in groups])
+    left = label_width([g.label for g in groups])
     sheet = Drawing(left + 4.35, 0.33 * len(groups) + 0.6)
     axes = Axes(sheet, left, 0.1, 4.1, 0.33 * len(groups) + 0.05, (-0.01, 1.01))
     _rows(axes, [g.label for g in groups])
@@ -183,13 +151,13 @@ def score_ranges(groups: Sequence[Scores], *, key: str, summary: str, threshold:
             axes.mark(float(middle), y, marker, 4.6, colour, face=colour if marker == "s" else "white")
     if threshold is not None:
         axes.rule(threshold, 1)
-    return sheet.svg(summary)
+    return sheet.svg(summary, key)
 
 
 def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: str, y_axis: str) -> str:
     """Overall performance against the gap, with intervals in both directions; better is up and to the left."""
     placed = [(i, place) for i, place in enumerate(positions) if place.x.value is not None and place.y.value is not None]
-    legend = _label_width([p.label for p in positions], most=3.2) + 0.35
+    legend = label_width([p.label for p in positions], most=3.2) + 0.35
     sheet = Drawing(4.1 + legend, 3.6)
     limits = [_limits([getattr(place, side) for _, place in placed], None) for side in ("x", "y")]
     axes = Axes(sheet, 0.62, 0.28, 3.4, 2.82, *limits)
@@ -206,33 +174,9 @@ def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: s
         face = colour if (i // MOST_CURVES) % 2 == 0 else "white"
         axes.mark(place.x.value or 0.0, place.y.value or 0.0, marker, 8.5, colour, face)
         sheet.mark((72 * 4.2, 72 * 0.34 + 15 * row), marker, 7.5, face, colour)
-        sheet.text((72 * 4.32, 72 * 0.34 + 15 * row + 3), _short(place.label, 48))
+        sheet.text((72 * 4.32, 72 * 0.34 + 15 * row + 3), short(place.label, 48))
     sheet.text((72 * axes.left, 14), "↖ higher performance, smaller gap", size=8.5, colour=MUTED)
-    return sheet.svg(summary)
-
-
-def roc_points(y_true: Array, y_score: Array) -> tuple[Array, Array]:
-    """False and true positive rates at every distinct score, from (0, 0) to (1, 1); needs both classes.
-
-    Example:
-        >>> roc_points(np.array([0.0, 1.0, 1.0]), np.array([0.2, 0.9, 0.2]))
-        (array([0., 0., 1.]), array([0. , 0.5, 1. ]))
-    """
-    order = np.argsort(-y_score, kind="stable")
-    scores, positive = y_score[order], y_true[order] > 0
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    found, alarms = np.cumsum(positive)[last], np.cumsum(~positive)[last]
-    return np.append(0.0, alarms / max(alarms[-1], 1)), np.append(0.0, found / max(found[-1], 1))
-
-
-def decimate(x: Array, y: Array, most: int = 200) -> tuple[Array, Array]:
-    """At most ``most`` points of a curve, evenly along its length, both ends kept."""
-    if len(x) <= most:
-        return x, y
-    length = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
-    picked = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], most)).clip(0, len(x) - 1))
-    picked[0], picked[-1] = 0, len(x) - 1
-    return x[picked], y[picked]
+    return sheet.svg(summary, key)
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
@@ -242,7 +186,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
         axes.line(axes.x, (-row, -row), PALE, 0.8)
         if label:
             x, y = axes.at(axes.x[0], -row)
-            axes.drawing.text((x - 6, y + 3), _short(label), anchor="end")
+            axes.drawing.text((x - 6, y + 3), short(label), anchor="end")
 
 
 def _interval_rows(axes: Axes, points: Sequence[Point], *, colour: str, marker: str = "o") -> None:
@@ -266,13 +210,13 @@ def _limits(points: Sequence[Point], reference: float | None) -> tuple[float, fl
     return low - pad, max(high, low + 0.05) + pad
 
 
-def _key(sheet: Drawing, place: tuple[float, float], label: str, colour: str, dash: str = "", marker: str = "") -> None:
+def legend_entry(sheet: Drawing, place: tuple[float, float], label: str, colour: str, dash: str = "", marker: str = "") -> None:
     """One entry of a legend: a piece of the line with its mark, and the name."""
     x, y = place
     sheet.line([(x, y), (x + 28, y)], colour, 1.6, dash)
     if marker:
         sheet.mark((x + 14, y), marker, 6.2, colour, colour)
-    sheet.text((x + 36, y + 3), _short(label, 48))
+    sheet.text((x + 36, y + 3), short(label, 48))
 
 
 def width_of(svg: str) -> int:
@@ -281,12 +225,12 @@ def width_of(svg: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _label_width(labels: Sequence[str], most: float = 2.9) -> float:
+def label_width(labels: Sequence[str], most: float = 2.9) -> float:
     """Inches that the longest label needs at 9 points."""
-    return float(min(most, 0.25 + 0.078 * max((len(_short(label, 44)) for label in labels), default=0)))
+    return float(min(most, 0.25 + 0.078 * max((len(short(label, 44)) for label in labels), default=0)))
 
 
-def _short(label: str, most: int = 38) -> str:
+def short(label: str, most: int = 38) -> str:
     """A label on one line, cut where it is very long, and shown even when it begins with an underscore."""
     line = " ".join(label.split())
     line = line if len(line) <= most else line[: most - 1] + "…"

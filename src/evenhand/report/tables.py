@@ -21,14 +21,16 @@ class Cell:
     Attributes:
         text: the value, or 'not estimable'.
         small: the interval, or the reason with its count.
-        state: 'ok', 'none' (not estimable), 'empty' (not asked for), 'count'.
+        state: 'ok', 'none' (not estimable), 'empty' (not asked for), 'count', 'text', 'soft', 'up', 'down', 'bar'.
         shade: for heat maps, 0 (best) to 5 (worst); None is no shade.
+        bar: the length of a bar below the text, from 0 to 1.
     """
 
     text: str
     small: str = ""
     state: str = "ok"
     shade: int | None = None
+    bar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def estimate_cell(estimate: Json | None, digits: int = 3) -> Cell:
 
     Example:
         >>> estimate_cell({"value": 0.8, "lower": 0.7, "upper": 0.9, "n": 50})
-        Cell(text='0.800', small='0.700 to 0.900', state='ok', shade=None)
+        Cell(text='0.800', small='0.700 to 0.900', state='ok', shade=None, bar=None)
         >>> estimate_cell({"value": None, "lower": None, "upper": None, "reason": "too few positives", "n": 4}).small
         'too few positives, n = 4'
     """
@@ -93,7 +95,7 @@ def group_table(name: str, attribute: Json, overall: Json, metrics: Sequence[str
     absent = [block for block in attribute["groups"].values() if block.get("missing")]
     if not absent and attribute.get("n_missing"):
         absent = [{"n": attribute["n_missing"]}]
-    rows += [_group_row(f"{name} not recorded", block, metrics, "missing") for block in absent]
+    rows += [_group_row(f"{words.group_label(name, name)} not recorded", block, metrics, "missing") for block in absent]
     return Table(columns, tuple(rows))
 
 

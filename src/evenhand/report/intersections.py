@@ -1,0 +1,143 @@
+"""Two attributes crossed: heat maps of each cell, and the ranked list of intersections that differ from everyone else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evenhand.report import figures, tables, words
+from evenhand.report.page import Part, Picture, Section, picture
+from evenhand.report.tables import Cell, Row, Table
+
+Json = Mapping[str, Any]
+MAPS = ("auc", "tpr", "fpr", "mean", "median")
+LOWER_IS_DARKER = frozenset({"auc", "tpr", "tnr", "ppv", "npv", "accuracy", "balanced_accuracy", "mean", "median"})
+MOST_RANKED = 12
+STEPS = ("best of this map", "", "", "", "", "worst of this map")
+NARROW = 0.05
+"""A map whose cells lie closer together than this is shaded as if they were this far apart, so that noise is not painted dark."""
+
+
+def intersection_section(key: str, label: str, block: Json, sure: str, level: float) -> Section | None:
+    """Heat maps for attributes of depth 2 and the ranked table; None where there are neither."""
+    parts = [part for name, a in block["attributes"].items() for part in heat_parts(name, a, block)]
+    ranked = ranked_parts(key, label, block.get("intersections") or [], sure, level)
+    if not parts and not ranked:
+        return None
+    return Section(f"{key}-crossed", "Where groups cross", (*parts, *ranked))
+
+
+def heat_parts(name: str, attribute: Json, block: Json) -> list[Part]:
+    """Heat maps of AUC, TPR and FPR over the cells of two crossed attributes, each with its number of images."""
+    groups = tables.known_groups(attribute)
+    pairs = {key: tuple(key.split("*")) for key in groups if key.count("*") == 1}
+    if name.count("*") != 1 or len(pairs) < 4 or len(pairs) < len(groups):
+        return []
+    first, second = name.split("*")
+    rows, columns = (list(dict.fromkeys(pair[side] for pair in pairs.values())) for side in (0, 1))
+    turned = len(columns) > len(rows) and len(columns) > 8
+    if turned:
+        first, second, rows, columns = second, first, columns, rows
+    found = [m for m in MAPS if any(words.estimable(g.get(m)) for g in groups.values())]
+    parts = []
+    for metric in found:
+        at = {pair[::-1] if turned else pair: groups[key] for key, pair in pairs.items()}
+        table = heat_map(metric, (first, second), rows, columns, at, block["attributes"])
+        caption = f"{words.measure(metric).title} by {first} (rows) and {second} (columns), with the images of each cell"
+        parts.append(Part(table=table, caption=caption, classes="heat cross"))
+    if not parts:
+        return []
+    title = words.group_label(name, name)
+    text = "Darker is worse. A cell is shaded by where it lies between the best and the worst cell of its map; n/e: not estimable."
+    return [Part(f"{title}, cell by cell", text, shades=STEPS, parts=tuple(parts))]
+
+
+def heat_map(
+    metric: str, names: tuple[str, str], rows: Sequence[str], columns: Sequence[str], at: Mapping[Any, Json], attributes: Json
+) -> Table:
+    """One metric over crossed groups; where the attributes were audited by themselves too, their groups are the margins."""
+    values = [g[metric]["value"] for g in at.values() if words.estimable(g.get(metric))]
+    low, high = min(values), max(values)
+    wide = max(high - low, NARROW)
+
+    def cell(group: Json | None, shaded: bool) -> Cell:
+        if group is None:
+            return Cell("–", "no images", "empty")
+        size = f"n = {words.count(group.get('n'))}"
+        estimate = group.get(metric)
+        if not words.estimable(estimate) or estimate is None:
+            return Cell("n/e", size, "none")
+        value = estimate["value"]
+        share = (high - value) / wide if metric in LOWER_IS_DARKER else (value - low) / wide
+        return Cell(words.number(value, 2), size, "ok", min(5, int(5.999 * max(0.0, share))) if shaded else None)
+
+    margins = [attributes.get(name, {}).get("groups", {}) for name in names]
+    both = all(margins)
+    body = []
+    for row in rows:
+        cells = [cell(at.get((row, column)), True) for column in columns]
+        body.append(Row(row, tuple([*cells, cell(margins[0].get(row), False)] if both else cells)))
+    if both:
+        body.append(Row("all", (*(cell(margins[1].get(column), False) for column in columns), Cell("", "", "empty")), "overall"))
+    return Table((names[0], *columns, *(["all"] if both else [])), tuple(body))
+
+
+def ranked_parts(key: str, label: str, ranked: Sequence[Json], sure: str, level: float) -> list[Part]:
+    """The intersections in the order of the audit: a picture of the first and a table of all."""
+    if not ranked:
+        return []
+    clear = [item for item in ranked if _clear(item, level)]
+    said = f"{len(clear)} of {words.plural(len(ranked), 'comparison')} " + ("has" if len(clear) == 1 else "have")
+    text = (
+        "Each intersection against everyone who is not in it: the difference, and its p-value corrected for all intersections looked at. "
+        f"{said} an adjusted p below {level:g}."
+    )
+    table = Table(
+        ("intersection", "measure", "here", "everyone else", "difference", "adjusted p", "images", "patients"),
+        tuple(_ranked_row(item) for item in ranked),
+    )
+    long = len(ranked) > MOST_RANKED
+    caption = "Intersections, ranked by the strength of the evidence"
+    shown = _ranked_picture(key, label, ranked[:MOST_RANKED], sure, level)
+    part = Part(table=table, caption=caption, fold=f"All {len(ranked)} comparisons" if long else "")
+    return [Part("Which intersections stand out", text, figures=(shown,) if shown else ()), part]
+
+
+def _ranked_row(item: Json) -> Row:
+    metric = words.measure(str(item["metric"])).title.split(" (")[0]
+    effect = {"value": item.get("effect"), "lower": item.get("lower"), "upper": item.get("upper"), "n": item.get("n")}
+    cells = (
+        Cell(metric, "", "text"),
+        Cell(words.number(item.get("value")) or "–"),
+        Cell(words.number(item.get("rest")) or "–"),
+        tables.estimate_cell(effect),
+        Cell(words.p_value(item.get("p_adjusted")) or "–", "", "count"),
+        tables.count_cell(item.get("n")),
+        tables.count_cell(item.get("n_patients")),
+    )
+    return Row(_name(item), cells)
+
+
+def _clear(item: Json, level: float) -> bool:
+    p = item.get("p_adjusted")
+    return p is not None and float(p) < level
+
+
+def _name(item: Json) -> str:
+    return words.group_label(str(item["attribute"]), str(item["group"]))
+
+
+def _ranked_picture(key: str, label: str, ranked: Sequence[Json], sure: str, level: float) -> Picture | None:
+    points = []
+    for item in ranked:
+        p = item.get("p_adjusted")
+        title = f"{_name(item)}: {words.measure(str(item['metric'])).title.split(' (')[0]}"
+        sign = f", p {words.p_value(p)}" if p is not None else ""
+        points.append(figures.Point(title + sign, item.get("effect"), item.get("lower"), item.get("upper"), emphasis=_clear(item, level)))
+    if not any(point.value is not None for point in points):
+        return None
+    said = "; ".join(f"{p.label}: {words.number(p.value) or 'not estimable'}" for p in points)
+    axis = "difference from everyone else"
+    svg = figures.forest(points, key=f"{key}-ranked", summary=f"Intersections of {label}. {said}.", axis=axis)
+    caption = f"The first {len(points)}; lines are {sure} intervals; filled where the adjusted p is below {level:g}."
+    return picture("Intersections against everyone else", svg, caption)
