@@ -18,6 +18,7 @@ from evenhand.errors import ConfigError
 from evenhand.evaluation.attributes import MISSING_KEY
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
+from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
 from evenhand.evaluation.significance import (
@@ -59,6 +60,14 @@ class AuditResult:
     def to_table(self) -> pd.DataFrame:
         """One row an estimate: label, attribute, group (empty: overall), metric, kind (value or gap) and the numbers."""
         return long_table(self.data["labels"])
+
+    def groups(self, attribute: str | None = None, label: str | None = None) -> pd.DataFrame:
+        """Every group's estimates, one row a group and metric; see `evenhand.evaluation.interop.group_table`."""
+        return group_table(self.to_table(), attribute, label)
+
+    def gaps(self, attribute: str | None = None, label: str | None = None) -> pd.DataFrame:
+        """Every gap, one row a metric; see `evenhand.evaluation.interop.gap_table`."""
+        return gap_table(self.to_table(), attribute, label)
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:
