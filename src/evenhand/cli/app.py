@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Audit a run on further named data sets."),
     "audit": ("evenhand.cli.audit:audit_command", "A CSV of scores -> how well they work, for whom, and how certain that is."),
     "compare": ("evenhand.cli.compare:compare_command", "Runs side by side: paired differences, who gained, who lost."),
+    "power": ("evenhand.cli.power:power_command", "How many patients a study needs to see a gap; which gap it can see with those it has."),
     "export": ("evenhand.cli.export:export_command", "Write a run's classifier as a folder that timm loads."),
     "doctor": ("evenhand.cli.doctor:doctor_command", "Versions, devices and mismatched installs, said plainly."),
     "version": ("evenhand.cli.version:version_command", "The version of evenhand."),
