@@ -1,0 +1,202 @@
+"""What can be standardised: which groups share enough of the case mix, metric by metric, and the rows compiled for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evenhand.data.groups import Groups
+from evenhand.evaluation.cohort import Cohort, Question
+from evenhand.metrics.cells import Cell, make_cell
+from evenhand.metrics.rates import GIVEN_LABEL
+from evenhand.metrics.standardise import effective_units, standard_weights
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+LEAST_COVERAGE = 0.5
+"""Share of the pooled mix that the common support must hold."""
+
+_POSITIVE_ONLY, _NEGATIVE_ONLY = frozenset({"tpr", "fnr"}), frozenset({"fpr", "tnr"})
+Values = dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class CaseGroup:
+    """One group's rows of one question, by (patient, stratum) pair; a stratum is a cell with a label."""
+
+    key: str
+    cell: Cell
+    patient: IntArray
+    stratum: IntArray
+    rows: FloatArray
+    by_patient: Cell
+
+    def counts(self, weights: FloatArray, n_strata: int) -> FloatArray:
+        """(s, b) weighted rows of each stratum."""
+        from scipy.sparse import csr_array
+
+        place = np.arange(len(self.rows))
+        incidence = csr_array((self.rows, (self.stratum, place)), shape=(n_strata, len(self.rows)))
+        return np.asarray(incidence @ weights[self.patient])
+
+    def values(self, metrics: tuple[str, ...], weights: FloatArray, ratio: FloatArray) -> Values:
+        """Metrics where a row counts its patient's weight times its stratum's ratio."""
+        return self.cell.values(metrics, weights[self.patient] * ratio[self.stratum])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Metrics that are standardised alike: over the same strata, for the same groups.
+
+    Attributes:
+        metrics: names.
+        groups: those that entered.
+        level: (2 cells,) stratum of each (cell, label); -1: no part in this metric.
+        block: (strata,) block of each stratum.
+        names: of the strata.
+        excluded: groups that did not enter, as ``{group, reason, n}``.
+        reason: why there is no comparison; empty where there is one.
+    """
+
+    metrics: tuple[str, ...]
+    groups: tuple[CaseGroup, ...]
+    level: IntArray
+    block: IntArray
+    names: tuple[str, ...]
+    excluded: tuple[dict[str, Any], ...]
+    reason: str = ""
+
+    def counts(self, weights: FloatArray) -> FloatArray:
+        """(g, strata, b)."""
+        fine = np.stack([group.counts(weights, len(self.level)) for group in self.groups])
+        found = np.zeros((len(fine), len(self.block), fine.shape[2]))
+        for place, stratum in enumerate(self.level):
+            if stratum >= 0:
+                found[:, stratum] += fine[:, place]
+        return found
+
+    def values(self, weights: FloatArray) -> list[tuple[Values, Values]]:
+        """Of each group (raw on the common support, standardised)."""
+        standard = standard_weights(self.counts(weights), self.block)
+        pad = np.zeros((1, weights.shape[1]))
+        shared = np.vstack([standard.shared, pad])[self.level]
+        found = []
+        for group, ratio in zip(self.groups, standard.ratio, strict=True):
+            full = np.vstack([ratio, pad])[self.level]
+            found.append((group.values(self.metrics, weights, shared), group.values(self.metrics, weights, full)))
+        return found
+
+
+def compile_groups(question: Question, cohort: Cohort, groups: Groups, codes: IntArray, n_cells: int) -> list[CaseGroup]:
+    """Groups that have labelled rows with a cell; stratum = 2 * cell + label."""
+    found = []
+    for code, key in enumerate(groups.keys):
+        use = (groups.codes == code) & (codes >= 0) & ~np.isnan(question.y_true)
+        if not use.any():
+            continue
+        truth, score, decision, patient = (part[use] for part in (question.y_true, question.y_score, question.decision, cohort.patient))
+        pair = patient * (2 * n_cells) + 2 * codes[use] + (truth == 1)
+        pairs, local = np.unique(pair, return_inverse=True)
+        cell = make_cell(truth, score, decision, local, threshold=question.threshold["value"])
+        rows = np.bincount(local).astype(float)
+        found.append(CaseGroup(key, cell, pairs // (2 * n_cells), pairs % (2 * n_cells), rows, make_cell(truth, score, decision, patient)))
+    return found
+
+
+def strata_of(metric: str, keys: Sequence[str]) -> tuple[IntArray, IntArray, tuple[str, ...]]:
+    """(stratum of each (cell, label), block of each stratum, names) of a metric over the case mix."""
+    cells = np.arange(len(keys))
+    level = np.full((len(keys), 2), -1)
+    if metric in _POSITIVE_ONLY or metric in _NEGATIVE_ONLY:
+        level[:, int(metric in _POSITIVE_ONLY)] = cells
+        return level.ravel(), np.zeros(len(keys), np.int64), tuple(keys)
+    if metric in GIVEN_LABEL:
+        level = np.stack([cells, len(keys) + cells], axis=1)
+        names = (*(f"{key}, negative" for key in keys), *(f"{key}, positive" for key in keys))
+        return level.ravel(), np.repeat([0, 1], len(keys)), names
+    return np.repeat(cells, 2), np.zeros(len(keys), np.int64), tuple(keys)
+
+
+def plan_of(metric: str, groups: Sequence[CaseGroup], level: IntArray, block: IntArray, names: tuple[str, ...], least: int) -> Plan:
+    """Which groups can be compared: enough patients, half of the mix in common, weights that are not carried by a few."""
+    inside, excluded = [], []
+    for group in groups:
+        units = group.by_patient.denominator(metric)[1]
+        if units >= least:
+            inside.append(group)
+        else:
+            excluded.append(_left_out(group, f"{units} patient{'s' * (units != 1)} in the denominator, at least {least} are needed"))
+    while len(inside) >= 2:
+        plan = Plan((metric,), tuple(inside), level, block, names, tuple(excluded))
+        unfit, reason = _unfit(plan, least)
+        if unfit is None:
+            return plan
+        inside.remove(unfit)
+        excluded.append(_left_out(unfit, reason))
+    reason = f"{len(inside)} of {len(groups)} groups can be compared, at least 2 are needed"
+    reason += f" ({excluded[-1]['group']}: {excluded[-1]['reason']})" if excluded else ""
+    return Plan((metric,), tuple(inside), level, block, names, tuple(excluded), reason)
+
+
+def _left_out(group: CaseGroup, reason: str) -> dict[str, Any]:
+    return {"group": group.key, "reason": reason, "n": group.cell.n}
+
+
+def _unfit(plan: Plan, least: int) -> tuple[CaseGroup | None, str]:
+    """The group whose absence helps most where the support is too small, or whose weights rest on too few patients."""
+    covered = _coverage(plan)
+    if covered < LEAST_COVERAGE:
+        without = [
+            (
+                -_coverage(Plan(plan.metrics, (*plan.groups[:k], *plan.groups[k + 1 :]), plan.level, plan.block, plan.names, ())),
+                group.cell.n,
+                k,
+            )
+            for k, group in enumerate(plan.groups)
+        ]
+        k = min(without)[2]
+        return plan.groups[k], f"the groups share cells that hold {covered:.0%} of the pooled mix, at least {LEAST_COVERAGE:.0%} are needed"
+    effective = effective_patients(plan)
+    k = int(np.argmin(effective))
+    if effective[k] < least - 1e-9:
+        return plan.groups[k], f"after weighting it counts as {effective[k]:.1f} patients, at least {least} are needed"
+    return None, ""
+
+
+def _ones(plan: Plan) -> FloatArray:
+    return np.ones((1 + max(int(group.patient.max()) for group in plan.groups), 1))
+
+
+def _coverage(plan: Plan) -> float:
+    return float(standard_weights(plan.counts(_ones(plan)), plan.block).coverage.min())
+
+
+def effective_patients(plan: Plan) -> list[float]:
+    """Effective number of patients of each group, that of the smaller block where there are several."""
+    standard = standard_weights(plan.counts(_ones(plan)), plan.block)
+    n_blocks, found = int(plan.block.max()) + 1, []
+    for group, ratio in zip(plan.groups, standard.ratio[:, :, 0], strict=True):
+        stratum = plan.level[group.stratum]
+        weight = np.where(stratum >= 0, group.rows * ratio[stratum], 0.0)
+        blocks = np.where(stratum >= 0, plan.block[stratum], -1)
+        totals = [np.bincount(group.patient[blocks == b], weight[blocks == b], minlength=1) for b in range(n_blocks)]
+        found.append(min(effective_units(total.astype(np.float64)) for total in totals))
+    return found
+
+
+def merged(plans: list[Plan]) -> list[Plan]:
+    """Plans over the same strata and groups as one, so that weights are made once."""
+    found: dict[Any, Plan] = {}
+    for plan in plans:
+        where = (plan.level.tobytes(), tuple(group.key for group in plan.groups), plan.names)
+        if where in found and not plan.reason and not found[where].reason:
+            old = found[where]
+            found[where] = Plan((*old.metrics, *plan.metrics), old.groups, old.level, old.block, old.names, old.excluded)
+        else:
+            found[where if not plan.reason else (plan.metrics, where)] = plan
+    return list(found.values())
