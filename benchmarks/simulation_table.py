@@ -92,7 +92,8 @@ def bars(chosen: Sequence[Scenario], found: Tallies) -> list[Bar]:
             counts = [pooled(found, f"audit|estimable|{metric}|{size}") for size in LARGE]
             yes, n = np.sum([next(iter(count.values())) for count in counts], axis=0)
             if n:
-                made.append(Bar(f"groups of 50 and more patients with an estimable {shown}", yes / n, int(n), ESTIMABLE, 1.0))
+                what = f"groups of 50 and more patients with an estimable {shown}"
+                made.append(Bar(what, float(yes / n), int(n), ESTIMABLE, 1.0))
     for item in chosen:
         for metric, shown in GAP_METRICS.items():
             key = f"audit|covers gap|{metric}"
