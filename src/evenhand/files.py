@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evenhand.errors import DiskFullError, RunError
+from evenhand.errors import DiskFullError, InputError, RunError
 
 FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -55,6 +55,29 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Make sure that a folder can be written before anything is computed; nothing stays behind.
+
+    Raises:
+        InputError: a file is in the way, or the place cannot be written to.
+    """
+    folder = Path(path)
+    absent = [part for part in (folder, *folder.parents) if not part.exists()]
+    made: list[Path] = []
+    try:
+        for part in reversed(absent):
+            part.mkdir()
+            made.append(part)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else (error.strerror or str(error)).lower()
+        raise InputError(f"{folder} cannot be written ({reason}); choose another output folder") from error
+    finally:
+        for part in reversed(made):
+            part.rmdir()
 
 
 @contextmanager

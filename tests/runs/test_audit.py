@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import evenhand
-from evenhand.errors import ConfigError, GateError, RunError, TableError
+from evenhand.errors import ConfigError, GateError, InputError, TableError
 from evenhand.runs.audit import audit
 
 FEW = {"bootstrap": 60, "permutations": 60}
@@ -62,7 +62,7 @@ def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written .it is a file"):
         audit(_frame(), "case", "prob", "sex", out=tmp_path / "out", **FEW)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from evenhand.errors import ConfigError
-from evenhand.evaluation.predictions import find_labels, need_column
+from evenhand.errors import ConfigError, TableError
+from evenhand.evaluation.coding import code_label, code_scores, label_values, value_texts
+from evenhand.evaluation.predictions import need_column
+from evenhand.evaluation.recognise import SPLIT_WORDS, Outcome
 
 Names = str | Sequence[str] | None
 
@@ -21,52 +24,93 @@ def names_of(value: Names) -> list[str]:
     return [value] if isinstance(value, str) else [str(name) for name in value]
 
 
-def audit_frame(
-    frame: pd.DataFrame, labels: list[str], scores: list[str], preds: list[str], patient: str | None, split: str | None
+def coded_frame(
+    frame: pd.DataFrame, found: Outcome, *, logits: bool = False, guess: bool = False, pos_label: str | None = None
 ) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """The contract's columns from columns of any name: (table, labels, classes).
+    """The contract's columns ``y_true``, ``y_score`` and ``y_pred`` from columns of any name: (table, classes, what was done).
+
+    Every error names the user's column.
+
+    Args:
+        frame: the table.
+        found: which column is what.
+        logits: scores are logits.
+        guess: scores may be taken for logits where they look like them.
+        pos_label: the positive value of text labels.
 
     Raises:
-        TableError: an unknown column.
-        ConfigError: numbers of labels, scores and decisions that do not fit.
+        TableError: an unknown column, or one that holds something else.
+        ConfigError: an option that does not fit.
     """
+    if len(found.labels) == 1 and len(found.scores) > 1:
+        return _class_frame(frame, found, logits, guess, pos_label)
     taken: dict[str, Any] = {}
-    for target, name in (("patient_id", patient), ("split", split)):
-        if name is not None:
-            taken[target] = need_column(frame, name, f"given as {target.removesuffix('_id')}")
-    if not labels and not scores:
-        found, known = find_labels(frame)
-        return frame.assign(**taken), list(found), list(known)
-    if not labels or not scores:
-        raise ConfigError(
-            f"--{'score' if labels else 'label'} is missing; give both, or columns y_true and y_score"
+    said = []
+    columns = {name: need_column(frame, name, "score") for name in found.scores}
+    truths = {name: need_column(frame, name, "label") for name in found.labels}
+    scores, note = code_scores(columns, logits=logits, guess=guess) if len(columns) == len(found.scores) else _twice(found.scores)
+    said += [note] if note else []
+    for name, label, score in zip(found.names, found.labels, scores, strict=True):
+        ending = f"_{name}" if len(found.names) > 1 else ""
+        taken[f"y_true{ending}"], positive = code_label(truths[label], label, pos_label)
+        taken[f"y_score{ending}"] = score
+        said += [f"label '{label}': '{positive}' is the positive class"] if positive else []
+        if name in found.preds:
+            pred = need_column(frame, found.preds[name], "decision")
+            taken[f"y_pred{ending}"], _ = code_label(pred, found.preds[name], pos_label if pos_label in label_values(pred) else None)
+    return _replaced(frame, taken), [], said
+
+
+def _twice(names: Sequence[str]) -> tuple[list[Any], str]:
+    raise ConfigError(f"the scores {', '.join(names)} name a column twice; give one score column a label")
+
+
+def _class_frame(
+    frame: pd.DataFrame, found: Outcome, logits: bool, guess: bool, pos_label: str | None
+) -> tuple[pd.DataFrame, list[str], list[str]]:
+    if pos_label is not None:
+        raise ConfigError("--pos-label is for labels of two classes; here every class is judged against the rest")
+    label = found.labels[0]
+    truth = value_texts(need_column(frame, label, "label"))
+    classes = list(found.classes) or class_names(sorted(set(truth) - {""}), found.scores)
+    wrong = np.flatnonzero(~truth.isin([*classes, ""]).to_numpy(bool))
+    if len(wrong):
+        raise TableError(
+            f"column '{label}' has {len(wrong)} values that are none of the classes {', '.join(classes)}; "
+            "add their score columns or correct them",
+            [f"row {row + 1}: {label} is '{truth.iloc[row]}'" for row in wrong],
         )
-    classes: list[str] = []
-    if len(labels) == 1 and len(scores) > 1:
-        truth = need_column(frame, labels[0], "label").astype("string")
-        classes = _classes(truth, scores)
-        taken["y_true"] = truth
-        taken.update({f"y_score_{name}": need_column(frame, score, "score") for name, score in zip(classes, scores, strict=True)})
-        if preds:
-            taken["y_pred"] = need_column(frame, preds[0], "decision").astype("string")
-    elif len(labels) != len(scores) or (preds and len(preds) != len(labels)):
-        raise ConfigError(
-            f"{len(labels)} labels, {len(scores)} scores and {len(preds)} decisions do not fit; give one score (and decision) a label"
-        )
-    else:
-        for position, (name, column) in enumerate(zip(labels, scores, strict=True)):
-            ending = f"_{name}" if len(labels) > 1 else ""
-            taken[f"y_true{ending}"] = need_column(frame, name, "label")
-            taken[f"y_score{ending}"] = need_column(frame, column, "score")
-            if preds:
-                taken[f"y_pred{ending}"] = need_column(frame, preds[position], "decision")
+    scores, note = code_scores({name: need_column(frame, name, "score") for name in found.scores}, logits=logits, guess=guess, softmax=True)
+    taken: dict[str, Any] = {"y_true": truth.where(truth != "", None)}
+    taken.update({f"y_score_{name}": score for name, score in zip(classes, scores, strict=True)})
+    if found.preds:
+        taken["y_pred"] = value_texts(need_column(frame, next(iter(found.preds.values())), "decision")).replace("", None)
+    return _replaced(frame, taken), classes, [note] if note else []
+
+
+def _replaced(frame: pd.DataFrame, taken: dict[str, Any]) -> pd.DataFrame:
+    """The table with its coded columns, and without others that would be taken for labels, scores or decisions."""
     stale = [name for name in frame.columns if str(name).startswith(("y_true", "y_score", "y_pred")) and name not in taken]
-    return frame.drop(columns=stale).assign(**taken), labels, classes
+    return frame.drop(columns=stale).assign(**taken)
 
 
-def _classes(truth: pd.Series, scores: Sequence[str]) -> list[str]:
+def split_column(values: pd.Series, name: str) -> pd.Series:
+    """A split column with its usual words as train, val and test.
+
+    Raises:
+        TableError: several splits, none of which is a test split.
+    """
+    text = values.astype("string").str.strip()
+    split = text.str.casefold().map(lambda word: SPLIT_WORDS.get(word, word), na_action="ignore").astype("string")
+    present = sorted(set(split.dropna()) - {""})
+    if "test" not in present and (len(present) > 1 or present in (["train"], ["val"])):
+        shown = ", ".join(repr(str(word)) for word in sorted(set(text.dropna()) - {""})[:8])
+        raise TableError(f"column '{name}' has no row 'test' but {shown}; mark the rows to judge as 'test', or name another --split")
+    return split
+
+
+def class_names(present: Sequence[str], scores: Sequence[str]) -> list[str]:
     """The class of each score column: its name, or what follows its last underscore prefix."""
-    present = sorted(set(truth.dropna()))
     classes = []
     for column in scores:
         fits = [name for name in present if column == name or column.endswith(f"_{name}")]
@@ -94,13 +138,41 @@ def parse_bins(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
         {'age': (0.0, 60.0, 200.0)}
     """
     found = {}
+    for name, value in parse_bins_or_quantiles(texts).items():
+        if isinstance(value, str):
+            raise ConfigError(f"bins '{name}={value}' are quantiles, which only `evenhand audit` takes; give edges, as {name}=0,60,200")
+        found[name] = value
+    return found
+
+
+def parse_bins_or_quantiles(texts: Sequence[str]) -> dict[str, tuple[float, ...] | str]:
+    """Bins from ``age=0,60,200`` (edges) or ``age=q4`` (quantiles) texts.
+
+    Raises:
+        ConfigError: not of that form.
+
+    Example:
+        >>> parse_bins_or_quantiles(["age=q4"])
+        {'age': 'q4'}
+    """
+    found: dict[str, tuple[float, ...] | str] = {}
     for text in texts:
-        name, sign, edges = text.partition("=")
+        name, sign, edges = (part.strip() for part in text.partition("="))
+        if sign and is_quantiles(edges):
+            found[name] = edges.lower()
+            continue
         try:
             numbers = tuple(float(edge) for edge in edges.split(","))
         except ValueError:
             numbers = ()
         if not sign or len(numbers) < 2 or not np.isfinite(numbers).all():
-            raise ConfigError(f"bins '{text}' are not of the form column=edge,edge,…; for example --bins age=0,60,200")
-        found[name.strip()] = numbers
+            raise ConfigError(
+                f"bins '{text}' are not of the form column=edge,edge,… or column=q4; for example --bins age=0,60,200 or --bins age=q4"
+            )
+        found[name] = numbers
     return found
+
+
+def is_quantiles(text: str) -> bool:
+    """Whether a text asks for quantile bins: q2, q3, q4, …"""
+    return re.fullmatch(r"[qQ]([2-9]|[1-4]\d|50)", text) is not None
