@@ -22,22 +22,48 @@ def provenance(
     missing: str,
 ) -> dict[str, Any]:
     """The part of audit.json that says how its numbers were made, as far as the question and the options determine it."""
+    return {
+        **facts(
+            frame,
+            config,
+            n_judged=len(cohort.patient),
+            n_dropped=cohort.n_dropped,
+            seed=seed,
+            bins=bins,
+            missing=missing,
+            notes=cohort.notes,
+        ),
+        "threshold": config.threshold,
+        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
+    }
+
+
+def facts(
+    frame: pd.DataFrame,
+    config: AuditConfig,
+    *,
+    n_judged: int,
+    n_dropped: int,
+    seed: int,
+    bins: Mapping[str, Sequence[float]],
+    missing: str,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """What is said of every audit, of labels and of continuous values."""
     hashes = pd.util.hash_pandas_object(frame.astype("string"), index=False).to_numpy()
     return {
         "package": "evenhand",
         "version": evenhand.__version__,
         "seed": seed,
         "n_rows": len(frame),
-        "n_judged": len(cohort.patient),
-        "n_dropped": cohort.n_dropped,
+        "n_judged": n_judged,
+        "n_dropped": n_dropped,
         "predictions_sha256": hashlib.sha256(hashes.tobytes()).hexdigest(),
-        "threshold": config.threshold,
         "bootstrap": config.bootstrap,
         "confidence": config.confidence,
         "min_patients": config.min_patients,
         "max_groups": config.max_groups,
         "missing": missing,
         "bins": {name: list(edges) for name, edges in bins.items()},
-        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
-        "notes": list(cohort.notes),
+        "notes": list(notes),
     }

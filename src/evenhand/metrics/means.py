@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -110,9 +110,22 @@ class ValueCell:
             mean, variance = self._mean_moments(members)
             found["mean"] = (mean + self.centre, variance)
         if "median" in metrics:
-            pairs = [self._median_moments(column) for column in np.ascontiguousarray(members.T)]
+            columns = np.ascontiguousarray(members.T) > 0
+            pairs = [self._median_moments(np.flatnonzero(own[self.owner]), int(np.count_nonzero(own))) for own in columns]
             found["median"] = (np.array([value for value, _ in pairs]), np.array([variance for _, variance in pairs]))
         return found
+
+    def median_moments(self, shuffled: npt.NDArray[np.int16], groups: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Each group's median and its variance under each column of group codes (u, b): (groups, b) each."""
+        value = np.full((len(groups), shuffled.shape[1]), np.nan)
+        variance = value.copy()
+        for column, codes in enumerate(np.ascontiguousarray(shuffled.T)):
+            of_rows = codes[self.owner]
+            units = np.bincount(codes, minlength=int(groups.max()) + 1)
+            for position, group in enumerate(groups):
+                moments = self._median_moments(np.flatnonzero(of_rows == group), int(units[group]))
+                value[position, column], variance[position, column] = moments
+        return value, variance
 
     def _mean_moments(self, own: FloatArray) -> tuple[FloatArray, FloatArray]:
         n, s, ss, sn, nn = self.sums @ own
@@ -125,45 +138,43 @@ class ValueCell:
             return mean, np.where(units >= 2, squares / n**2 * units / (units - 1), np.nan)
 
     def _median(self, own: FloatArray) -> float:
+        """The median under weights: the mean of the two middle values where the half falls between them."""
         total = np.cumsum(own[self.owner])
         if not len(total) or total[-1] <= 0:
             return float("nan")
-        return self._between(total, total[-1] / 2)
+        low, high = np.searchsorted(total, total[-1] / 2, "left"), np.searchsorted(total, total[-1] / 2, "right")
+        return float(0.5 * (self.ordered[int(low)] + self.ordered[min(int(high), self.n - 1)]))
 
-    def _between(self, total: FloatArray, half: float) -> float:
-        """The median from cumulated weights: the mean of the two middle values where the half falls between them."""
-        low, high = np.searchsorted(total, half, "left"), np.searchsorted(total, half, "right")
-        return float(0.5 * (self.ordered[low] + self.ordered[min(high, self.n - 1)]))
-
-    def _median_moments(self, own: FloatArray) -> tuple[float, float]:
-        total = np.cumsum(own[self.owner])
-        units = int(np.count_nonzero(own))
-        if units < 2:
+    def _median_moments(self, rows: IntArray, units: int) -> tuple[float, float]:
+        """Median and variance of some of the ordered rows, which ``units`` whole units make up."""
+        n = len(rows)
+        if not n:
             return float("nan"), float("nan")
-        n = float(total[-1])
-        median = self._between(total, n / 2)
-        half = _Z * float(np.sqrt(self._share_variance(own, median, n, units)))
-        low = self._at(total, n * (0.5 - half))
-        high = self._at(total, n * (0.5 + half))
+        median = float(0.5 * (self.ordered[rows[(n - 1) // 2]] + self.ordered[rows[n // 2]]))
+        if units < 2:
+            return median, float("nan")
+        half = _Z * n * float(np.sqrt(self._share_variance(rows, median, units)))
+        low, high = self._at(rows, 0.5 * n - half), self._at(rows, 0.5 * n + half)
         return median, ((high - low) / (2 * _Z)) ** 2
 
-    def _share_variance(self, own: FloatArray, median: float, n: float, units: int) -> float:
+    def _share_variance(self, rows: IntArray, median: float, units: int) -> float:
         """Clustered variance of P(X < median) + P(X = median) / 2."""
+        n = len(rows)
         if self.n == self.n_units:
-            return 0.25 / n * units / (units - 1)
-        first, last = np.searchsorted(self.ordered, median, "left"), np.searchsorted(self.ordered, median, "right")
-        below = np.bincount(self.owner[:first], minlength=self.n_units) + np.bincount(self.owner[:last], minlength=self.n_units)
-        errors = (below - self.sums[0]) / 2 * own
-        return float((errors**2).sum()) / n**2 * units / (units - 1)
+            return 0.25 / (n - 1)
+        first, last = np.searchsorted(rows, np.searchsorted(self.ordered, (median, np.nextafter(median, np.inf))))
+        side = np.full(n, -0.5)
+        side[:first], side[first:last] = 0.5, 0.0
+        errors = np.bincount(self.owner[rows], side, minlength=self.n_units)
+        return float(errors @ errors) / n**2 * units / (units - 1)
 
-    def _at(self, total: FloatArray, place: float) -> float:
-        """The value at a place among the ordered rows, linear between them."""
-        n = total[-1]
-        position = min(max(place, 0.5), n - 0.5) + 0.5
-        low = int(np.searchsorted(total, np.floor(position) - 1e-9, "left"))
-        high = int(np.searchsorted(total, min(np.floor(position) + 1, n) - 1e-9, "left"))
-        share = position - np.floor(position)
-        return float((1 - share) * self.ordered[low] + share * self.ordered[high])
+    def _at(self, rows: IntArray, place: float) -> float:
+        """The value at a place in [0, n] among rows, linear between their middles."""
+        position = min(max(place - 0.5, 0.0), len(rows) - 1.0)
+        low = int(position)
+        high = min(low + 1, len(rows) - 1)
+        share = position - low
+        return float((1 - share) * self.ordered[rows[low]] + share * self.ordered[rows[high]])
 
 
 def make_value_cell(values: FloatArray, unit: IntArray, centre: float | None = None) -> ValueCell:
@@ -256,29 +267,26 @@ def median_limits(
 
 
 def value_null(
-    cell: ValueCell, codes: IntArray, estimable: Mapping[str, IntArray], n_permutations: Mapping[str, int], rng: np.random.Generator
+    cell: ValueCell, codes: IntArray, groups: IntArray, n_permutations: int, rng: np.random.Generator
 ) -> dict[str, FloatArray]:
-    """The studentised maximum of mean and median under permuted groups of patients.
+    """The studentised maxima of mean and median under permuted groups of patients.
 
     Args:
         cell: all rows, units being (patient, group) pairs.
         codes: (u,) group of each unit.
-        estimable: metric -> codes of the groups that enter its gap.
-        n_permutations: metric -> number of permutations.
+        groups: codes of the groups that enter the gaps.
+        n_permutations: how many.
         rng: source of randomness.
 
     Returns:
-        Metric -> (its number of permutations,); metrics with fewer than two groups are left out.
+        Metric -> (n_permutations,).
     """
     size = int(np.clip(_BLOCK_ENTRIES // max(cell.n, 1), 8, 1000))
-    found = {}
-    for name, groups in estimable.items():
-        if len(groups) < 2 or not n_permutations[name]:
-            continue
-        parts = []
-        for start in range(0, n_permutations[name], size):
-            shuffled = permute_groups(codes, codes * 0, min(size, n_permutations[name] - start), rng)
-            moments = [cell.moments((name,), (shuffled == group).astype(float))[name] for group in groups]
-            parts.append(largest_difference(np.array([value for value, _ in moments]), np.array([spread for _, spread in moments])))
-        found[name] = np.concatenate(parts)
-    return found
+    parts: dict[str, list[FloatArray]] = {name: [] for name in VALUE_METRICS}
+    for start in range(0, n_permutations, size):
+        shuffled = permute_groups(codes, codes * 0, min(size, n_permutations - start), rng)
+        moments = [cell.moments(("mean",), (shuffled == group).astype(float))["mean"] for group in groups]
+        means, variances = np.array([value for value, _ in moments]), np.array([spread for _, spread in moments])
+        parts["mean"].append(largest_difference(means, variances))
+        parts["median"].append(largest_difference(*cell.median_moments(shuffled, groups)))
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
