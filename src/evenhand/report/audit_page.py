@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evenhand.report import curve_pictures, evidence, groups_sections, harms, intersections, summary, tables, words
+from evenhand.report import (
+    curve_pictures,
+    evidence,
+    explained,
+    groups_sections,
+    harms,
+    intersections,
+    summary,
+    tables,
+    value_pictures,
+    words,
+)
 from evenhand.report.curve_pictures import Scored
 from evenhand.report.page import Part, Section
 
@@ -50,6 +61,7 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
         "heat": _heat(audit["labels"]) if many else None,
         "labels": labels,
         "definitions": _definitions(audit),
+        "values": audit.get("kind") == "value",
         "made": _made(audit, predictions is not None),
         "contents": _contents(labels, many),
     }
@@ -84,10 +96,11 @@ def verdict_boxes(verdicts: Sequence[Json], none: str) -> dict[str, Any]:
 
 def _label_view(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.DataFrame, dict[str, Any]] | None, many: bool) -> LabelView:
     overall, sure = block["overall"], summary.confidence_of(audit)
-    auc = overall.get("auc")
+    auc, mean = overall.get("auc"), overall.get("mean")
     positive = f"{words.count(overall['n_positive'])} positive of {words.count(overall.get('n'))}" if "n_positive" in overall else ""
     said = f"AUC {words.with_interval(auc, sure)}" if words.estimable(auc) else "AUC not estimable"
-    line = summary.joined([said if auc is not None else "", positive or words.plural(overall.get("n") or 0, "image")])
+    said = f"mean {words.with_interval(mean, sure)}" if mean is not None and words.estimable(mean) else said
+    line = summary.joined([said if auc is not None or mean is not None else "", positive or words.plural(overall.get("n") or 0, "image")])
     level = 1 - float(audit.get("provenance", {}).get("confidence", 0.95))
     found = [
         Section(f"{key}-all", "Everyone", _everyone(block, sure)),
@@ -96,9 +109,9 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.Da
         _curves(key, name, block, audit, rows, many),
         intersections.intersection_section(key, name, block, sure, round(level, 6)),
         evidence.missing_section(key, block),
-        evidence.explained_section(key, block),
+        explained.explained_section(key, block, sure),
         evidence.power_section(key, block),
-        harms.underdiagnosis_section(key, name, block, sure, harms.means_health(name, audit)),
+        harms.underdiagnosis_section(key, name, block, sure),
         harms.calibration_section(key, block),
     ]
     return LabelView(key, name, line, tuple(section for section in found if section is not None))
@@ -128,8 +141,12 @@ def _forest(key: str, name: str, block: Json, sure: str) -> Section | None:
 
 
 def _curves(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.DataFrame, dict[str, Any]] | None, many: bool) -> Section | None:
-    scores = None if rows is None else curve_pictures.scores_of(rows[0], name)
-    if rows is None or scores is None:
+    if rows is None:
+        return None
+    if audit.get("kind") == "value":
+        return value_pictures.values_section(key, name, block, *rows)
+    scores = curve_pictures.scores_of(rows[0], name)
+    if scores is None:
         return None
     scored = Scored(*scores, curve_pictures.patients_of(rows[0]), rows[1])
     parts = []

@@ -1,4 +1,4 @@
-"""Sections on what the data can bear: attributes that were not recorded, case mix, and how many patients would be needed."""
+"""Sections on what the data can bear: attributes that were not recorded, and how many patients would be needed."""
 
 from __future__ import annotations
 
@@ -58,81 +58,29 @@ def _bounds_table(name: str, gaps: Mapping[str, Json], order: list[str]) -> Tabl
     return Table(("gap", "as recorded", "smallest possible", "largest possible", "with sampling error"), tuple(rows))
 
 
-def explained_section(key: str, block: Json) -> Section | None:
-    """Gaps as they are, and after every group is given the same case mix or the same prevalence."""
-    parts = [part for name, a in block["attributes"].items() if a.get("explained") for part in _explained_parts(name, a["explained"])]
-    hint = (
-        "Groups differ in age, severity or equipment as well as in how the model treats them. Standardised: every group is given the "
-        "case mix of all patients together. What is left is a gap between patients alike in these columns; what goes is not thereby "
-        "excused, and columns that were not given can still explain the rest."
-    )
-    return Section(f"{key}-explained", "How much of a gap goes with case mix", tuple(parts), hint) if parts else None
-
-
-def _explained_parts(name: str, explained: Json) -> list[Part]:
-    title, columns = words.group_label(name, name), [str(c) for c in explained.get("columns") or ()]
-    parts = []
-    metrics = {m: e for m, e in (explained.get("metrics") or {}).items() if isinstance(e, Mapping)}
-    if metrics:
-        over = words.listing(columns, 6)
-        table = Table(("gap", "as it is", f"same {over}", "goes with case mix"), tuple(_explained_row(m, e) for m, e in metrics.items()))
-        caption = f"Gaps by {title}, raw and standardised over {over}"
-        parts.append(Part(f"By {title}", table=table, caption=caption, parts=tuple(_standardised(title, metrics, over))))
-    matched = explained.get("prevalence_matched")
-    if isinstance(matched, Mapping) and matched:
-        same = _matched_table(matched)
-        if same is not None:
-            caption = f"Gaps by {title}, with the share of positive cases made equal in all groups"
-            parts.append(Part("" if metrics else f"By {title}", table=same, caption=caption))
-    return parts
-
-
-def _explained_row(metric: str, entry: Json) -> Row:
-    share = entry.get("explained_share")
-    goes = Cell("–", words.brief_reason(entry.get("reason")), "none" if entry.get("reason") else "empty")
-    if share is not None:
-        goes = Cell(f"{100 * share:.0f}%".replace("-", "−"), "grows" if share < 0 else "")
-    return Row(words.gap_title(metric), (_number_cell(entry.get("gap")), _number_cell(entry.get("standardised")), goes))
-
-
-def _number_cell(value: Any) -> Cell:
-    """The cell of an estimate, or of a plain number."""
-    return tables.estimate_cell(value if isinstance(value, Mapping) or value is None else {"value": value, "lower": None, "upper": None})
-
-
-def _standardised(title: str, metrics: Mapping[str, Json], over: str) -> list[Part]:
-    keys = dict.fromkeys(g for e in metrics.values() for g in e.get("groups") or {})
-    if not keys:
-        return []
-    rows = [Row(g, tuple(_number_cell((e.get("groups") or {}).get(g)) for e in metrics.values())) for g in keys]
-    table = Table(("group", *(words.measure(m).title for m in metrics)), tuple(rows))
-    caption = f"Each group by {title}, standardised over {over}"
-    return [Part(table=table, caption=caption, fold="Each group, standardised")]
-
-
-def _matched_table(matched: Json) -> Table | None:
-    entries = matched.get("metrics") if isinstance(matched.get("metrics"), Mapping) else matched
-    found = {m: e for m, e in (entries or {}).items() if isinstance(e, Mapping)}
-    rows = [Row(words.gap_title(m), (_number_cell(e.get("gap")), _number_cell(e.get("matched", e.get("value"))))) for m, e in found.items()]
-    return Table(("gap", "as it is", "same prevalence"), tuple(rows)) if rows else None
-
-
 def power_section(key: str, block: Json) -> Section | None:
     """The gap that these data would show, and the patients that smaller gaps would need."""
     found = {name: a["power"] for name, a in block["attributes"].items() if a.get("power")}
-    rows, steps = [], dict.fromkeys(s for power in found.values() for e in power.values() for s in e.get("needed") or {})
-    for name, power in found.items():
-        for metric, entry in power.items():
-            needed = entry.get("needed") or {}
-            counts = tuple(tables.count_cell(needed.get(step)) for step in steps)
-            seen = Cell(words.number(entry.get("detectable"), 2) or "–")
-            title = f"{words.group_label(name, name)}: {words.gap_title(metric)}"
-            rows.append(Row(title, (tables.count_cell(entry.get("n_patients")), seen, *counts)))
+    steps = dict.fromkeys(str(step) for power in found.values() for entry in power.values() for step in entry.get("needed") or {})
+    rows = [_power_row(name, metric, entry, list(steps)) for name, power in found.items() for metric, entry in power.items()]
     if not rows:
         return None
-    columns = ("gap", "patients now", "smallest gap seen", *(f"needed for {step}" for step in steps))
+    first = next(iter(next(iter(found.values())).values()))
+    chance, level = f"{100 * float(first.get('power', 0.8)):g}%", f"{100 * float(first.get('alpha', 0.05)):g}%"
+    tests = f", corrected for {words.plural(first['n_tests'], 'test')}" if (first.get("n_tests") or 1) > 1 else ""
+    columns = ("gap", "patients now", "smallest gap seen", "between", *(f"needed for {step}" for step in steps))
     hint = (
-        "With 80% power at the 5% level. A gap smaller than 'smallest gap seen' would more often than not go unnoticed in an audit of "
-        "this size: not finding it says little. Needed: patients in all, spread over the groups as here."
+        f"With {chance} power at the {level} level{tests}, wherever the gap lies. A gap smaller than 'smallest gap seen' would more "
+        "often than wanted go unnoticed in an audit of this size: not finding it says little. Needed: patients in all, in the same mix."
     )
-    return Section(f"{key}-power", "How many patients would be needed", (Part(table=Table(columns, tuple(rows))),), hint)
+    table = Table(columns, tuple(rows))
+    return Section(f"{key}-power", "How many patients would be needed", (Part(table=table, caption="Smallest gaps and patients"),), hint)
+
+
+def _power_row(name: str, metric: str, entry: Json, steps: list[str]) -> Row:
+    needed, pair = entry.get("needed") or {}, entry.get("pair")
+    seen = Cell(words.number(entry.get("detectable"), 2)) if entry.get("detectable") is not None else Cell("not estimable", "", "none")
+    between = " – ".join(words.group_label(name, str(group)) for group in pair) if pair else "–"
+    counts = tuple(tables.count_cell(needed.get(step)) for step in steps)
+    title = f"{words.group_label(name, name)}: {words.gap_title(metric)}"
+    return Row(title, (tables.count_cell(entry.get("n_patients")), seen, Cell(between, "", "text"), *counts))

@@ -40,11 +40,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One column of `group_panels`: a measure of every group, and of everyone."""
+    """One column of `group_panels`: a measure of every group, and of everyone; ``share`` where it runs from 0 to 1."""
 
     title: str
     points: tuple[Point, ...]
     overall: float | None = None
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,10 @@ def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
     left, width, space = label_width(labels), 2.35, 0.3
     sheet = Drawing(left + len(panels) * (width + space), 0.27 * len(labels) + 0.62)
     for column, panel in enumerate(panels):
-        inside = all(0 <= v <= 1 for p in panel.points for v in (p.value, p.lower, p.upper) if v is not None)
-        limits = (-0.02, 1.02) if inside else _limits(panel.points, panel.overall)
+        limits = (-0.02, 1.02) if panel.share else _limits(panel.points, panel.overall)
         axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, limits)
         _rows(axes, labels if column == 0 else [""] * len(labels))
-        axes.x_axis(QUARTERS if inside else ticks(*limits, 5))
+        axes.x_axis(QUARTERS if panel.share else ticks(*limits, 5))
         if panel.overall is not None:
             axes.rule(panel.overall)
         _interval_rows(axes, panel.points, colour=COLOURS[column % len(COLOURS)], marker=MARKERS[column % len(MARKERS)])
@@ -151,6 +151,23 @@ def score_ranges(groups: Sequence[Scores], *, key: str, summary: str, threshold:
             axes.mark(float(middle), y, marker, 4.6, colour, face=colour if marker == "s" else "white")
     if threshold is not None:
         axes.rule(threshold, 1)
+    return sheet.svg(summary, key)
+
+
+def value_ranges(groups: Sequence[tuple[str, Array]], *, key: str, summary: str, axis: str) -> str:
+    """Ranges of a continuous value: median as a mark, mean as a ring, middle half as a thick line, 5% to 95% as a thin one."""
+    left = label_width([label for label, _ in groups])
+    sheet = Drawing(left + 4.35, 0.3 * len(groups) + 0.6)
+    shown = [np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]) for _, values in groups]
+    limits = _limits([Point("", float(q[2]), float(q[0]), float(q[4])) for q in shown], None)
+    axes = Axes(sheet, left, 0.1, 4.1, 0.3 * len(groups) + 0.05, limits)
+    _rows(axes, [label for label, _ in groups])
+    axes.x_axis(ticks(*limits), axis)
+    for i, ((_, values), (low, first, middle, third, high)) in enumerate(zip(groups, shown, strict=True)):
+        axes.line((low, high), (-i, -i), COLOURS[0], 0.9)
+        axes.line((first, third), (-i, -i), COLOURS[0], 3.4)
+        axes.mark(float(middle), -i, "s", 6, COLOURS[0], edge="white")
+        axes.mark(float(np.mean(values)), -i, "o", 4.6, COLOURS[1], face="white")
     return sheet.svg(summary, key)
 
 

@@ -127,7 +127,7 @@ def _panels(key: str, name: str, groups: Mapping[str, Json], overall: Json, metr
     panels = []
     for metric in [m for m in metrics if m in PANELS]:
         points = tuple(_point(words.group_label(name, k), g.get(metric)) for k, g in groups.items())
-        panels.append(figures.Panel(words.measure(metric).title, points, (overall.get(metric) or {}).get("value")))
+        panels.append(figures.Panel(words.measure(metric).title, points, (overall.get(metric) or {}).get("value"), metric not in VALUE_GAPS))
     if not panels or not any(p.value is not None for panel in panels for p in panel.points):
         return None
     title = words.group_label(name, name)

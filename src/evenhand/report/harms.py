@@ -12,18 +12,12 @@ Json = Mapping[str, Any]
 CALIBRATION = ("calibration_intercept", "calibration_slope", "ece", "ece_corrected", "brier")
 
 
-def means_health(label: str, audit: Json) -> bool:
-    """Whether a label is one of those that mean 'no finding', by the names the audit was made with."""
-    named = audit.get("provenance", {}).get("no_finding") or ()
-    return label.casefold() in {str(name).casefold() for name in named}
-
-
-def underdiagnosis_section(key: str, label: str, block: Json, sure: str, no_finding: bool) -> Section | None:
+def underdiagnosis_section(key: str, label: str, block: Json, sure: str) -> Section | None:
     """Who is missed: FNR of each group, or, for a label that means health, the FPR."""
-    metric = "fpr" if no_finding else "fnr"
-    parts = []
+    parts, metric = [], "fnr"
     for name, attribute in block["attributes"].items():
         gap = attribute.get("gaps", {}).get("underdiagnosis")
+        metric = str((gap or {}).get("measure") or "fnr")
         groups = {k: g for k, g in tables.known_groups(attribute).items() if words.estimable(g.get(metric))}
         if gap is None or len(groups) < 2:
             continue
@@ -32,7 +26,7 @@ def underdiagnosis_section(key: str, label: str, block: Json, sure: str, no_find
         parts.append(Part(f"By {title}", _missed(name, groups, metric, gap, sure, label), table=table, caption=f"Missed cases by {title}"))
     what = (
         f"'{label}' means health, so a patient is under-diagnosed when the model wrongly says it: the false positive rate."
-        if no_finding
+        if metric == "fpr"
         else "A patient is under-diagnosed when the model does not find what is there: the false negative rate."
     )
     return Section(f"{key}-missed", "Under-diagnosis: who is missed", tuple(parts), what) if parts else None

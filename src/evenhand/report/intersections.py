@@ -42,7 +42,8 @@ def heat_parts(name: str, attribute: Json, block: Json) -> list[Part]:
     parts = []
     for metric in found:
         at = {pair[::-1] if turned else pair: groups[key] for key, pair in pairs.items()}
-        table = heat_map(metric, (first, second), rows, columns, at, block["attributes"])
+        lower_is_darker = metric in LOWER_IS_DARKER and not block.get("lower_is_better")
+        table = heat_map(metric, (first, second), rows, columns, at, block["attributes"], lower_is_darker)
         caption = f"{words.measure(metric).title} by {first} (rows) and {second} (columns), with the images of each cell"
         parts.append(Part(table=table, caption=caption, classes="heat cross"))
     if not parts:
@@ -53,7 +54,13 @@ def heat_parts(name: str, attribute: Json, block: Json) -> list[Part]:
 
 
 def heat_map(
-    metric: str, names: tuple[str, str], rows: Sequence[str], columns: Sequence[str], at: Mapping[Any, Json], attributes: Json
+    metric: str,
+    names: tuple[str, str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    at: Mapping[Any, Json],
+    attributes: Json,
+    lower_is_darker: bool,
 ) -> Table:
     """One metric over crossed groups; where the attributes were audited by themselves too, their groups are the margins."""
     values = [g[metric]["value"] for g in at.values() if words.estimable(g.get(metric))]
@@ -68,7 +75,7 @@ def heat_map(
         if not words.estimable(estimate) or estimate is None:
             return Cell("n/e", size, "none")
         value = estimate["value"]
-        share = (high - value) / wide if metric in LOWER_IS_DARKER else (value - low) / wide
+        share = (high - value) / wide if lower_is_darker else (value - low) / wide
         return Cell(words.number(value, 2), size, "ok", min(5, int(5.999 * max(0.0, share))) if shaded else None)
 
     margins = [attributes.get(name, {}).get("groups", {}) for name in names]

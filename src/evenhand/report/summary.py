@@ -77,13 +77,27 @@ def rates_in_words(name: str, attribute: Json) -> str:
     return "; ".join(parts)
 
 
+def means_in_words(name: str, attribute: Json, unit: str | None) -> str:
+    """The lowest and the highest mean of a continuous value."""
+    values = sorted((g["mean"]["value"], key) for key, g in tables.known_groups(attribute).items() if words.estimable(g.get("mean")))
+    if len(values) < 2:
+        return ""
+    ends = [f"{words.number(value)} ({words.group_label(name, key)})" for value, key in (values[0], values[-1])]
+    return f"the mean runs from {ends[0]} to {ends[1]}{f' {unit}' if unit else ''}"
+
+
 def _who(audit: Json, facts: Mapping[str, str]) -> str:
     of = f" of {facts['data']}" if facts.get("data") else ""
     split = " in the test split" if facts.get("split") == "test" else ""
     who = f"{words.plural(audit['n'], 'image')} of {words.plural(audit['n_patients'], 'patient')}{of}{split}"
     if len(audit["labels"]) > 1:
-        return f"{who}, judged for {len(audit['labels'])} labels."
+        what = "values" if audit.get("kind") == "value" else "labels"
+        return f"{who}, judged for {len(audit['labels'])} {what}."
     ((label, block),) = audit["labels"].items()
+    if "n_positive" not in block["overall"]:
+        lacking = block["overall"].get("n_missing_value")
+        without = f", not in {words.count(lacking)}" if lacking else ""
+        return f"{who}; {label} was measured in {words.count(block['overall'].get('n'))}{without}."
     n, positive = block["overall"].get("n"), block["overall"].get("n_positive")
     share = f" ({positive / n:.0%})" if n and positive is not None else ""
     return f"{who}; {words.count(positive)}{share} are positive for {label}."
@@ -91,7 +105,9 @@ def _who(audit: Json, facts: Mapping[str, str]) -> str:
 
 def _prevalences(audit: Json) -> list[str]:
     return [
-        f"{label}: {words.count(b['overall'].get('n_positive'))} positive of {words.count(b['overall'].get('n'))} labelled"
+        f"{label}: {words.count(b['overall']['n_positive'])} positive of {words.count(b['overall'].get('n'))} labelled"
+        if "n_positive" in b["overall"]
+        else f"{label}: measured in {words.plural(b['overall'].get('n') or 0, 'image')}"
         for label, b in audit["labels"].items()
     ]
 
@@ -100,6 +116,10 @@ def _overall_few(audit: Json) -> list[str]:
     sure, lines = confidence_of(audit), []
     for label, block in audit["labels"].items():
         overall, lead = block["overall"], f"{label}: " if len(audit["labels"]) > 1 else ""
+        if "auc" not in overall:
+            said = _overall_other(block, sure)
+            lines.append(lead + said if lead else said[0].upper() + said[1:])
+            continue
         if not words.estimable(overall.get("auc")):
             lines.append(f"{lead}AUC cannot be estimated ({words.reason((overall.get('auc') or {}).get('reason')) or 'not computed'}).")
             continue
@@ -116,7 +136,24 @@ def _overall_few(audit: Json) -> list[str]:
     return lines
 
 
+def _overall_other(block: Json, sure: str) -> str:
+    """The first measures of an audit without AUC: of values, their mean and median with the unit and the better side."""
+    overall = block["overall"]
+    unit = f" {block['unit']}" if block.get("unit") else ""
+    said = [
+        f"{words.measure(m).title} {words.with_interval(overall[m], sure)}{unit}"
+        if words.estimable(overall[m])
+        else f"{words.measure(m).title} not estimable"
+        for m in tables.metrics_of([overall])[:2]
+    ]
+    better = f" {'Lower' if block['lower_is_better'] else 'Higher'} is better." if "lower_is_better" in block else ""
+    text = "; ".join(said) or "nothing was computed"
+    return f"{text}.{better}"
+
+
 def _overall_many(audit: Json) -> list[str]:
+    if not any("auc" in b["overall"] for b in audit["labels"].values()):
+        return [f"{label}: {_overall_other(b, confidence_of(audit))}" for label, b in audit["labels"].items()]
     ranked = sorted(
         (b["overall"]["auc"]["value"], label) for label, b in audit["labels"].items() if words.estimable(b["overall"].get("auc"))
     )
@@ -157,9 +194,8 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
     for label, block in audit["labels"].items():
         for name, attribute in block["attributes"].items():
             lead = f"{label}, by {words.group_label(name, name)}:" if len(audit["labels"]) > 1 else f"By {words.group_label(name, name)}:"
-            gap, metric = next(
-                ((attribute["gaps"].get(m), m) for m in ("equalized_odds", "auc") if words.estimable(attribute["gaps"].get(m))), (None, "")
-            )
+            order = dict.fromkeys(("equalized_odds", "auc", "mean", *attribute["gaps"]))
+            gap, metric = next(((attribute["gaps"].get(m), m) for m in order if words.estimable(attribute["gaps"].get(m))), (None, ""))
             if gap is None:
                 lines.append((lead, "no gap can be estimated; fewer than two groups have enough patients."))
                 continue
@@ -168,7 +204,7 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
                 clear = " The interval excludes 0."
                 if (gap.get("p_holm") or 0.0) >= 1 - float(audit.get("provenance", {}).get("confidence", 0.95)):
                     clear = " The interval excludes 0, but the evidence is not strong once the number of tests is counted (adjusted p)."
-            rates = rates_in_words(name, attribute)
+            rates = rates_in_words(name, attribute) or means_in_words(name, attribute, block.get("unit"))
             shown = f" {rates[0].upper()}{rates[1:]}." if rates else ""
             lines.append((lead, f"{_gap_sentence(gap, name, metric, sure)}.{clear}{shown}"))
     return lines or ["No attribute was given, so nothing is said about groups."]
@@ -177,7 +213,9 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
 def _gaps_many(audit: Json) -> list[str | tuple[str, str]]:
     lines: list[str | tuple[str, str]] = []
     for name in dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]):
-        for metric in ("auc", "equalized_odds"):
+        gapped = [b["attributes"][name]["gaps"] for b in audit["labels"].values() if name in b["attributes"]]
+        usual = [m for m in ("auc", "equalized_odds", "mean") if any(m in g for g in gapped)]
+        for metric in usual or list(dict.fromkeys(m for g in gapped for m in g))[:1]:
             gaps = {label: b["attributes"][name]["gaps"].get(metric) for label, b in audit["labels"].items() if name in b["attributes"]}
             known = {label: gap for label, gap in gaps.items() if gap is not None and words.estimable(gap)}
             clear = sorted((label for label, gap in known.items() if (gap.get("lower") or 0) > 0), key=lambda label: -known[label]["value"])

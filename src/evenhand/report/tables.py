@@ -10,6 +10,8 @@ from evenhand.report import words
 
 MAIN = ("auc", "tpr", "fpr", "positive_rate")
 MANY_GROUPS = 12
+COUNTS = {"n": "images", "n_patients": "patients", "n_positive": "positive"}
+SPREAD = {"sd": "SD", "quantiles": "middle half"}
 
 Json = Mapping[str, Any]
 
@@ -89,13 +91,16 @@ def metrics_of(blocks: Iterable[Json]) -> tuple[str, ...]:
 
 def group_table(name: str, attribute: Json, overall: Json, metrics: Sequence[str]) -> Table:
     """Everyone, each group, and those whose attribute is missing, with counts and the metrics asked for."""
-    columns = ("group", "images", "patients", "positive", *(words.measure(metric).title for metric in metrics))
-    rows = [_group_row("everyone", overall, metrics, "overall")]
-    rows += [_group_row(words.group_label(name, key), block, metrics, "group") for key, block in known_groups(attribute).items()]
+    counts = [key for key in COUNTS if key != "n_positive" or any(key in block for block in (overall, *attribute["groups"].values()))]
+    more = [key for key in ("sd", "quantiles") if key in overall]
+    titles = [words.measure(metric).title for metric in metrics]
+    columns = ("group", *(COUNTS[key] for key in counts), *titles, *(SPREAD[key] for key in more))
+    rows = [_group_row("everyone", overall, counts, metrics, "overall")]
+    rows += [_group_row(words.group_label(name, key), block, counts, metrics, "group") for key, block in known_groups(attribute).items()]
     absent = [block for block in attribute["groups"].values() if block.get("missing")]
     if not absent and attribute.get("n_missing"):
         absent = [{"n": attribute["n_missing"]}]
-    rows += [_group_row(f"{words.group_label(name, name)} not recorded", block, metrics, "missing") for block in absent]
+    rows += [_group_row(f"{words.group_label(name, name)} not recorded", block, counts, metrics, "missing") for block in absent]
     return Table(columns, tuple(rows))
 
 
@@ -212,10 +217,19 @@ def _heat_cells(attribute: Json, keys: Sequence[str], metric: str) -> list[Cell]
     return [Cell(cell.text, key, cell.state, cell.shade) for cell, (_, key) in zip(picked, (ranked[0], ranked[-1]), strict=True)]
 
 
-def _group_row(name: str, block: Json, metrics: Sequence[str], kind: str) -> Row:
-    counts = tuple(count_cell(block.get(key)) for key in ("n", "n_patients", "n_positive"))
+def _group_row(name: str, block: Json, counted: Sequence[str], metrics: Sequence[str], kind: str) -> Row:
+    counts = tuple(count_cell(block.get(key)) for key in counted)
     cells = tuple(estimate_cell(block.get(metric)) for metric in metrics)
     said = {words.reason(block[metric].get("reason")) for metric in metrics if block.get(metric)}
     if cells and len(said) == 1 and all(cell.state == "none" for cell in cells):
         return Row(name, counts, kind, f"not estimable: {said.pop()}")
-    return Row(name, counts + cells, kind)
+    return Row(name, counts + cells + _spread_cells(block), kind)
+
+
+def _spread_cells(block: Json) -> tuple[Cell, ...]:
+    """Standard deviation and middle half of a continuous value."""
+    if "sd" not in block:
+        return ()
+    quantiles = block.get("quantiles") or {}
+    middle = [words.number(quantiles[q]) for q in ("0.25", "0.75") if quantiles.get(q) is not None]
+    return Cell(words.number(block["sd"]) or "–"), Cell(" to ".join(middle) or "–")

@@ -115,10 +115,26 @@ MEASURES: dict[str, Measure] = {
     ),
     "disparate_impact": Measure(
         "disparate impact",
-        "The share called positive in one group divided by that in the other. 1 is no difference.",
-        "P(D = 1 | A = a) / P(D = 1 | A = b)",
+        "The share called positive in the other groups, at its lowest, divided by that in the reference group (without one: "
+        "the lowest share divided by the highest). 1 is no difference.",
+        "min_{a≠r} P(D = 1 | A = a) / P(D = 1 | A = r), r the reference group; without one min_a P(D = 1 | A = a) / max_a …",
         "ratio",
     ),
+    "disparate_impact_distance": Measure(
+        "distance of disparate impact from 1",
+        "How far the disparate impact lies from 1, as some published work reports it. 0 is no difference.",
+        "|1 − disparate impact|",
+        "gap",
+    ),
+    "underdiagnosis": Measure(
+        "under-diagnosis gap",
+        "The gap in the share of ill patients whose finding is missed; for a label that means health, in the share of ill "
+        "patients who are called healthy. 0 is no difference.",
+        "max_a P(D = 0 | Y = 1, A = a) − min_a …; for 'no finding' max_a P(D = 1 | Y = 0, A = a) − min_a …",
+        "gap",
+    ),
+    "mean": Measure("mean", "The average of the value over all images of a group.", "E[X | A = a]"),
+    "median": Measure("median", "Half of the images of a group lie below this value, half above.", "inf {x : P(X ≤ x | A = a) ≥ ½}"),
 }
 
 VERDICTS: dict[str, tuple[str, str, str]] = {
