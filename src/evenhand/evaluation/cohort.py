@@ -14,6 +14,7 @@ from evenhand.config.schema import AuditConfig
 from evenhand.data.groups import Groups
 from evenhand.errors import TableError
 from evenhand.evaluation.attributes import audit_groups, rows_kept
+from evenhand.evaluation.notes import cohort_notes
 from evenhand.evaluation.predictions import Kind, Outcome, outcomes_of
 from evenhand.metrics.thresholds import choose_threshold, parse_rule
 
@@ -99,6 +100,8 @@ def make_cohort(
     dropped = int((~kept).sum())
     notes += note + ([f"{dropped} rows with a missing attribute were left out (missing=drop)"] if dropped else [])
     codes = np.unique(patient[test], return_inverse=True)[1].astype(np.int64)
+    notes += sorted({str(item.threshold["note"]) for item in questions if item.threshold["note"]})
+    notes += cohort_notes(frame[test], {item.name: item.y_true for item in questions}, judged, codes)
     return Cohort(kind, questions, judged, codes, dropped, tuple(notes), frame[test])
 
 
