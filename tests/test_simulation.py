@@ -146,3 +146,19 @@ def test_claims_are_held_to_five_percent_and_the_binomial_limit(simulation: Modu
 def test_an_unknown_scenario_is_refused(simulation: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulation.main(["--only", "no such"]) == 2
     assert "they are: 2 x 50" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_audit_of_as_many_patients_as_planned_has_the_planned_power(cohorts: ModuleType, simulation: ModuleType) -> None:
+    from evenhand.metrics.power import Plan, needed_patients
+
+    better = cohorts.Group("a", 1, 0.4, images=(1, 1))
+    n, _ = needed_patients(0.15, Plan("auc", cohorts.true_values(better)["auc"], prevalence=0.4))
+    config = simulation.AuditConfig(threshold="0.5", bootstrap=0, permutations=300, primary=["auc"], metrics=["auc"])
+    claimed = []
+    for number in range(120):
+        groups = [cohorts.replace(group, name=name, patients=n) for name, group in (("a", better), ("b", better.with_lower_auc(0.15)))]
+        frame = cohorts.make_cohort(groups, np.random.default_rng(number))
+        data = simulation.evaluate(frame, labels=["label"], attributes=["group"], config=config, seed=number, threads=1).data
+        claimed.append(data["labels"]["label"]["attributes"]["group"]["gaps"]["auc"]["p"] < 0.05)
+    assert np.mean(claimed) == pytest.approx(0.8, abs=0.1)
