@@ -31,6 +31,25 @@ def audit_command(
         typer.Option("--groups", help="Attributes, as sex,age=q4,sex*age (q4: quartiles). Default: those with usual names."),
     ] = None,
     pred: Annotated[Optional[list[str]], typer.Option("--pred", help="Column with 0/1 decisions; wins over the threshold.")] = None,
+    value: Annotated[
+        Optional[list[str]],
+        typer.Option("--value", help="Column of a continuous value a case, as dice or los: judged by means in place of labels."),
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="A high value is the worse one; known of hd95, mae and the like, never of dice, iou.")
+    ] = False,
+    pred_mask: Annotated[
+        Optional[str], typer.Option("--pred-mask", metavar="COLUMN", help="Column of predicted mask files (PNG, NumPy, NIfTI).")
+    ] = None,
+    true_mask: Annotated[
+        Optional[str], typer.Option("--true-mask", metavar="COLUMN", help="Column of true masks: Dice and HD95 are computed and judged.")
+    ] = None,
+    images: Annotated[
+        Optional[Path], typer.Option("--images", metavar="DIR", help="Folder of the mask files. Default: the table's own.")
+    ] = None,
+    spacing: Annotated[
+        Optional[str], typer.Option("--spacing", metavar="MM", help="Size of a voxel, as 0.5 or 0.5,0.5,2. Default: NIfTI's, else pixels.")
+    ] = None,
     patient: Annotated[Optional[str], typer.Option("--patient", help="Column with patient ids. Default: by name.")] = None,
     split: Annotated[
         Optional[str], typer.Option("--split", help="Column with train, val, test; test rows are judged. Default: by name.")
@@ -117,16 +136,35 @@ def audit_command(
         "label": split_names(label), "score": split_names(score), "groups": split_names(groups) or None, "pred": split_names(pred),
         "patient": patient, "split": split,
     }  # fmt: skip
+    values: dict[str, Any] = {
+        "value": split_names(value) or None, "lower_is_better": lower_is_better, "pred_mask": pred_mask, "true_mask": true_mask,
+        "images": images, "spacing": numbers("--spacing", spacing),
+    }  # fmt: skip
     try:
         result = audit(
-            table, **columns, metadata=metadata, on=on, logits=logits, pos_label=pos_label, bins=parse_bins_or_quantiles(bins or []),
-            missing=missing, fail_if=fail_if, seed=seed, threads=threads, out=out, title=title, say=typer.echo, **options,
+            table, **columns, **values, metadata=metadata, on=on, logits=logits, pos_label=pos_label,
+            bins=parse_bins_or_quantiles(bins or []), missing=missing, fail_if=fail_if, seed=seed,
+            threads=threads, out=out, title=title, say=typer.echo, **options,
         )  # fmt: skip
     except GateError:
         typer.echo(f"Report: {out / 'report.html'}")
         raise
     show_audit(result.to_json())
     typer.echo(f"Report: {out / 'report.html'}")
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """``"0.5,0.5,2"`` -> numbers.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    from evenhand.errors import ConfigError
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text} is not one number or several, as {option} 0.5,0.5,2") from error
 
 
 def named_values(option: str, texts: Sequence[str] | None) -> dict[str, str]:
@@ -152,7 +190,7 @@ def split_names(values: Sequence[str] | None) -> list[str]:
 
 
 def show_audit(data: dict[str, Any]) -> None:
-    """Print overall AUC, the primary gaps and the verdicts."""
+    """Print overall AUC (or the mean of a continuous value), the primary gaps and the verdicts."""
     from rich.console import Console
     from rich.table import Table
 
@@ -163,12 +201,13 @@ def show_audit(data: dict[str, Any]) -> None:
     view = Table(
         "label",
         "attribute",
-        *(f"gap in {WORDS[name]}" for name in primary),
+        *(f"gap in {WORDS.get(name, name)}" for name in primary),
         "groups",
         title=f"{data['n']} rows, {data['n_patients']} patients",
     )
     for label, item in data["labels"].items():
-        view.add_row(label, "overall AUC", short(item["overall"]["auc"]), *[""] * (len(primary) - 1), "")
+        main = "mean" if data["kind"] == "value" else "auc"
+        view.add_row(label, f"overall {WORDS.get(main, main)}", short(item["overall"][main]), *[""] * (len(primary) - 1), "")
         for attribute, part in item["attributes"].items():
             view.add_row(label, attribute, *(short(part["gaps"][name]) for name in primary), ", ".join(part["groups"]).replace("[", "\\["))
     console.print(view)

@@ -40,11 +40,12 @@ class Gate:
     number: float
 
 
-def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str]) -> Gate:
+def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str], metrics: Sequence[str] = ()) -> Gate:
     """Read ``[LABEL/]ATTRIBUTE.METRIC[.FIELD] < NUMBER``.
 
     ATTRIBUTE is an audited attribute, ``any`` (every attribute) or ``overall``; FIELD is value (default), lower, upper,
-    p, p_holm, ratio or worst (the worst group's value); without LABEL every label is meant.
+    p, p_holm, ratio or worst (the worst group's value); without LABEL every label is meant. ``metrics`` are those of a continuous
+    value (mean, median), where one is audited.
 
     Raises:
         ConfigError: a typo; the nearest known name is offered.
@@ -66,7 +67,7 @@ def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str]) -> G
         _known(text, "label", part["label"], labels)
     _known(text, "attribute", part["attribute"], [*attributes, "any", "overall"])
     overall = part["attribute"] == "overall"
-    _known(text, "metric", part["metric"], METRICS if overall else [*METRICS, *COMBINED])
+    _known(text, "metric", part["metric"], metrics or (METRICS if overall else [*METRICS, *COMBINED]))
     _known(text, "field", field, FIELDS[:3] if overall else FIELDS)
     if part["attribute"] == "any" and not attributes:
         raise ConfigError(f"gate '{text}' is about attributes, but none is audited; name them with --groups")

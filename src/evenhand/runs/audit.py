@@ -17,10 +17,11 @@ from evenhand.evaluation.arrays import frame_of_arrays, is_array, table_of
 from evenhand.evaluation.columns import names_of
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.gates import check_gates, parse_gate
-from evenhand.evaluation.intake import Bins, Request, take_in
+from evenhand.evaluation.intake import Bins, Intake, Request, take_in
 from evenhand.evaluation.metadata import join_metadata
 from evenhand.evaluation.reading import read_predictions
 from evenhand.files import check_folder, write_text
+from evenhand.runs.audit_values import judge_values, value_question
 
 Table = pd.DataFrame | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -32,6 +33,12 @@ def audit(
     groups: Any = None,
     *,
     pred: Any = None,
+    value: str | Sequence[str] | None = None,
+    lower_is_better: bool | str | Sequence[str] = False,
+    pred_mask: str | None = None,
+    true_mask: str | None = None,
+    images: str | os.PathLike[str] | None = None,
+    spacing: float | Sequence[float] | None = None,
     patient: Any = None,
     split: Any = None,
     metadata: Table | None = None,
@@ -68,6 +75,14 @@ def audit(
         groups: attribute columns; joint ones as ``sex*age``, quantile bins as ``age=q4``; [] for none. Arrays: a mapping of
             names to (n,) values.
         pred: column(s) with 0/1 decisions; they win over the threshold.
+        value: column(s) of continuous values a case (a Dice score, an error, a length of stay), judged by group means and medians
+            in place of labels and scores; see `evenhand.evaluation.values`.
+        lower_is_better: whether a high value is the worse one, or the names of the values of which it is. hd95, mae and the
+            like are known to be, dice and iou not to be.
+        pred_mask, true_mask: columns with mask files (PNG, NumPy, NIfTI), from which Dice and the 95% Hausdorff distance are
+            computed and judged as values; see `evenhand.data.mask_scores`. Needs the extra ``masks``.
+        images: folder that the mask files' names are relative to. Default: the table's own folder.
+        spacing: size of a pixel or voxel in mm, one number or one an axis. Default: as NIfTI headers say, else 1 (pixels).
         patient: column with patient ids.
         split: column with train, val and test. Test rows are judged, validation rows choose the threshold.
         metadata: a second table with further columns, one row a key.
@@ -108,15 +123,22 @@ def audit(
         ['label']
     """
     settings = configured(config, options)
+    others = {"label": label, "score": score, "pred": pred, "logits": logits, "pos_label": pos_label}
+    question = value_question(
+        value=value, lower_is_better=lower_is_better, pred_mask=pred_mask, true_mask=true_mask, images=images, spacing=spacing,
+        table=table, others=others,
+    )  # fmt: skip
     roles = {"label": label, "score": score, "pred": pred, "groups": groups, "patient": patient, "split": split}
     if out is not None:
         check_folder(out)
     frame, roles, notes, record = _table(table, roles, metadata, on, label_names, classes)
+    frame = question.with_columns(frame) if question else frame
     asked = Request(
         **{name: tuple(names_of(roles[name])) for name in ("label", "score", "pred")},
         groups=None if roles["groups"] is None else tuple(names_of(roles["groups"])),
         patient=roles["patient"],
         split=roles["split"],
+        values=question.values if question else (),
         logits=logits,
         pos_label=None if pos_label is None else f"{pos_label:g}" if isinstance(pos_label, float) else str(pos_label),
         bins=bins or {},
@@ -126,19 +148,33 @@ def audit(
     if say is not None:
         for line in (*taken.said, *notes):
             say(line)
-    names = [*taken.classes, "macro"] if taken.classes else list(taken.labels)
-    gates = [parse_gate(text, names, taken.attributes) for text in names_of(fail_if)]
-    result = evaluate(
-        taken.frame, labels=taken.labels, attributes=taken.attributes, config=settings, seed=seed, bins=taken.bins, missing=missing,
-        classes=taken.classes, threads=threads,
-    )  # fmt: skip
+    if question:
+        result, check = judge_values(
+            question, taken, config=settings, missing=missing, gates=names_of(fail_if), seed=seed, threads=threads, out=out,
+            progress=say is not None,
+        )  # fmt: skip
+    else:
+        result, check = _judge(taken, settings, missing, names_of(fail_if), seed, threads)
     made = result.data["provenance"]
     made["notes"] = [*notes, *taken.notes, *made["notes"]]
     made["input"] = {**taken.record, **record}
     if out is not None:
-        write_audit(result, out, title=title or f"Audit of {', '.join(taken.labels)}")
-    check_gates(gates, result.to_json())
+        write_audit(result, out, title=title or f"Audit of {', '.join(question.values if question else taken.labels)}")
+    check(result)
     return result
+
+
+def _judge(
+    taken: Intake, config: AuditConfig, missing: str, fail_if: Sequence[str], seed: int, threads: int | None
+) -> tuple[AuditResult, Callable[[AuditResult], None]]:
+    """(the audit of labels and scores, what checks its gates)."""
+    names = [*taken.classes, "macro"] if taken.classes else list(taken.labels)
+    gates = [parse_gate(text, names, taken.attributes) for text in fail_if]
+    result = evaluate(
+        taken.frame, labels=taken.labels, attributes=taken.attributes, config=config, seed=seed, bins=taken.bins, missing=missing,
+        classes=taken.classes, threads=threads,
+    )  # fmt: skip
+    return result, lambda audit: check_gates(gates, audit.to_json())
 
 
 def configured(config: AuditConfig | None, options: Mapping[str, Any]) -> AuditConfig:
