@@ -73,7 +73,7 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
         raise TableError(
             f"column '{attribute}' has {len(rows)} values outside its bins [{edges[0]:g}, {edges[-1]:g}); "
             "widen the edges or correct the values",
-            [f"row {row + 1}: {attribute} is {values.iloc[row]!r}" for row in rows],
+            [f"row {row + 1}: {attribute} is {cell(values.iloc[row])}" for row in rows],
         )
     codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
     codes[missing] = -1
@@ -106,6 +106,18 @@ def category_groups(values: pd.Series, attribute: str) -> Groups:
         position = {key: code for code, key in enumerate(keys)}
         table = [position.get(text, -1) for text in texts]
     return Groups(attribute, tuple(keys), np.array([*table, -1], dtype=np.int64)[codes])
+
+
+def cell(value: object) -> str:
+    """A cell as a message shows it: text in quotes, numbers bare, emptiness in words.
+
+    Example:
+        >>> cell("a"), cell(np.int64(2)), cell(None)
+        ("'a'", '2', 'empty')
+    """
+    if isinstance(value, str):
+        return repr(value)
+    return "empty" if value is None or value is pd.NA or value != value else str(value)
 
 
 def number_key(number: float) -> str:
@@ -166,7 +178,7 @@ def quantile_groups(values: pd.Series, edges: Sequence[float], attribute: str) -
     if len(wrong):
         raise TableError(
             f"column '{attribute}' has {len(wrong)} values that are not numbers, so it cannot be cut into quantile bins; correct them",
-            [f"row {row + 1}: {attribute} is {values.iloc[row]!r}" for row in wrong],
+            [f"row {row + 1}: {attribute} is {cell(values.iloc[row])}" for row in wrong],
         )
     codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
     codes[missing] = -1

@@ -42,12 +42,20 @@ def audit_groups(frame: pd.DataFrame, attributes: Sequence[str], bins: Mapping[s
             raise TableError(f"attribute '{name}' is missing in all {len(frame)} rows; fill the column or leave the attribute out")
         n_groups = len(np.unique(groups.codes[groups.codes >= 0]))
         if n_groups > max_groups:
-            hint = f"give bins, as {name}=0,60,200" if len(parts) == 1 and name not in bins else "use wider bins or fewer attributes"
+            hint = _fewer(frame, name, bins)
             raise TableError(
                 f"attribute '{name}' has {n_groups} groups, but at most {max_groups} are allowed; {hint}, or raise --max-groups"
             )
         found[name] = groups
     return found
+
+
+def _fewer(frame: pd.DataFrame, name: str, bins: Mapping[str, Sequence[float]]) -> str:
+    """How an attribute gets fewer groups."""
+    if "*" in name or name in bins:
+        return "use wider bins or fewer attributes"
+    numeric = name in frame.columns and pd.to_numeric(frame[name], errors="coerce").notna().any()
+    return f"give bins, as {name}=0,60,200" if numeric else "merge values"
 
 
 def _one(frame: pd.DataFrame, name: str, bins: Mapping[str, Sequence[float]]) -> Groups:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from evenhand.data.groups import Groups
+from evenhand.data.groups import Groups, cell
 from evenhand.errors import TableError
 from evenhand.files import write_atomic, write_text
 
@@ -205,8 +205,9 @@ def binary_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
         rows = np.flatnonzero(wrong)
         first = ", ".join(sorted({str(value) for value in values.iloc[rows]})[:3])
         raise TableError(
-            f"column '{name}' has {len(rows)} values that are not 0 or 1 ({first}); code the label as 0 and 1, empty where unknown",
-            [f"row {row + 1}: {name} is {values.iloc[row]!r}" for row in rows],
+            f"column '{name}' has {len(rows)} values that are not 0 or 1 ({first}); code the label as 0 and 1, "
+            "empty where unknown, or name the positive value with --pos-label",
+            [f"row {row + 1}: {name} is {cell(values.iloc[row])}" for row in rows],
         )
     return numbers
 
@@ -240,7 +241,7 @@ def finite_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
         rows = np.flatnonzero(bad)
         raise TableError(
             f"column '{name}' has {len(rows)} scores that are empty or not finite numbers; every row needs a score in [0, 1]",
-            [f"row {row + 1}: {name} is {values.iloc[row]!r}" for row in rows],
+            [f"row {row + 1}: {name} is {cell(values.iloc[row])}" for row in rows],
         )
     return numbers
 

@@ -45,6 +45,8 @@ def read_predictions(path: str | os.PathLike[str], *, text: Sequence[str] = ("im
         frame = _read(file, text)
     except (ValueError, OSError, csv.Error) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0].rstrip()
+        if ragged := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", first):
+            first = f"line {ragged[2]} has {ragged[3]} fields, the lines before it {ragged[1]}"
         raise InputError(f"{file} cannot be read as a table ({first}); {KINDS}, with one header line and one row an image") from error
     if frame.empty:
         raise InputError(f"{file} has no rows below its header; predictions need at least one row an image")
