@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from evenhand.report import figures, summary, tables, words
+from evenhand.report import summary, tables, words
 from evenhand.report.audit_page import flat, verdict_boxes
-from evenhand.report.page import Picture, picture
+from evenhand.report.changes import SAID, change_cell, change_parts, direction, gained_and_lost
+from evenhand.report.page import Part
+from evenhand.report.tradeoff import tradeoff_part
 
 Json = Mapping[str, Any]
-LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "ece", "ece_corrected", "log_loss"})
-NO_DIRECTION = frozenset({"positive_rate", "prevalence", "calibration_slope", "calibration_intercept"})
-CHANGES = ("auc", "tpr", "fpr", "balanced_accuracy")
-SAID = ("auc", "tpr", "fpr")
 GAPS = ("auc", "equalized_odds", "demographic_parity")
+MANY_ROWS = 12
 NO_VERDICT = (
     "No verdict was raised: no group's change is clearly adverse, no run collapsed. "
     "This does not show that the runs are equally good for everyone."
@@ -41,24 +39,6 @@ def compare_page(compare: Json) -> dict[str, Any]:
     }
 
 
-def direction(metric: str, change: Json | None) -> str:
-    """'gained', 'lost', or '' where the interval of a change includes 0 or the measure has no better side.
-
-    Example:
-        >>> direction("auc", {"value": 0.05, "lower": 0.01, "upper": 0.09})
-        'gained'
-        >>> direction("fpr", {"value": 0.05, "lower": 0.01, "upper": 0.09})
-        'lost'
-        >>> direction("auc", {"value": 0.05, "lower": -0.01, "upper": 0.11})
-        ''
-    """
-    if change is None or change.get("lower") is None or change.get("upper") is None or metric in NO_DIRECTION:
-        return ""
-    if change["lower"] <= 0 <= change["upper"]:
-        return ""
-    return "gained" if (change["lower"] > 0) != (metric in LOWER_IS_BETTER) else "lost"
-
-
 def _label_view(key: str, name: str, block: Json, compare: Json) -> dict[str, Any]:
     runs = [run["name"] for run in compare["runs"]]
     views = [_attribute_view(f"{key}-{i}", a, view, block, compare) for i, (a, view) in enumerate(block["attributes"].items())]
@@ -68,7 +48,7 @@ def _label_view(key: str, name: str, block: Json, compare: Json) -> dict[str, An
         "name": name,
         "line": f"AUC of {compare['reference']}: {words.number((first or {}).get('value'), 2) or 'not estimable'}",
         "overall": _overall(runs, block, compare["reference"]),
-        "gaps": _gaps(runs, block),
+        "gaps": _gaps_part(runs, block),
         "attributes": views,
     }
 
@@ -80,8 +60,16 @@ def _overall(runs: Sequence[str], block: Json, reference: str) -> tables.Table:
     rows = []
     for run in runs:
         cells = [_seed_cell(block["overall"].get(run, {}).get(metric)) for metric in metrics]
-        rows.append(tables.Row(run, (*cells, _change_cell("auc", changes.get(run, {}).get("auc"), run == reference)), "run"))
+        rows.append(tables.Row(run, (*cells, change_cell("auc", changes.get(run, {}).get("auc"), run == reference)), "run"))
     return tables.Table(("run", *(words.measure(m).title for m in metrics), "change in AUC"), tuple(rows))
+
+
+def _gaps_part(runs: Sequence[str], block: Json) -> Part | None:
+    table = _gaps(runs, block)
+    if table is None:
+        return None
+    caption = "Gaps beside overall AUC, and their paired changes"
+    return Part(table=table, caption=caption, fold=caption if len(table.rows) > MANY_ROWS else "")
 
 
 def _gaps(runs: Sequence[str], block: Json) -> tables.Table | None:
@@ -93,7 +81,7 @@ def _gaps(runs: Sequence[str], block: Json) -> tables.Table | None:
             auc = _seed_cell(block["overall"].get(run, {}).get("auc"))
             cells = [_seed_cell(attribute["gaps"].get(run, {}).get(metric)) for metric in GAPS]
             change = attribute.get("gap_changes", {}).get(run, {})
-            paired = [_change_cell(metric, change.get(metric), not change, smaller=True) for metric in ("auc", "equalized_odds")]
+            paired = [change_cell(metric, change.get(metric), not change, smaller=True) for metric in ("auc", "equalized_odds")]
             if metrics:
                 rows.append(tables.Row(f"{words.group_label(name, name)}: {run}", (auc, *cells, *paired), "run"))
     columns = ("attribute: run", "overall AUC", *(words.gap_title(m) for m in GAPS), "change in AUC gap", "change in equalized odds")
@@ -101,48 +89,12 @@ def _gaps(runs: Sequence[str], block: Json) -> tables.Table | None:
 
 
 def _attribute_view(key: str, name: str, attribute: Json, block: Json, compare: Json) -> dict[str, Any]:
-    title = words.group_label(name, name)
-    pictures = [_tradeoff(key, name, attribute, block, compare), _changes_forest(key, name, attribute, compare)]
-    return {
-        "id": key,
-        "name": title,
-        "levels": _levels(name, attribute, compare),
-        "changes": _changes(name, attribute),
-        "sentences": gained_and_lost(name, attribute),
-        "figures": [shown for shown in pictures if shown is not None],
-    }
-
-
-def gained_and_lost(name: str, attribute: Json) -> list[tuple[str, str]]:
-    """For each run: which groups gained and which lost in AUC, TPR or FPR, by intervals that exclude 0."""
-    lines = []
-    for run, groups in attribute.get("changes", {}).items():
-        found: dict[str, list[str]] = {"gained": [], "lost": []}
-        for group, metrics in groups.items():
-            for metric in SAID:
-                change = metrics.get(metric)
-                side = direction(metric, change)
-                if side and change:
-                    sign = "+" if change["value"] > 0 else ""
-                    title = words.measure(metric).title.split(" (")[0]
-                    found[side].append(f"{words.group_label(name, group)} ({title} {sign}{words.number(change['value'])})")
-        text = "; ".join(f"{side}: {words.listing(who, 6)}" for side, who in found.items() if who)
-        lines.append((f"{run}:", text or "no group's change is clearly different from 0"))
-    return lines
-
-
-def _changes(name: str, attribute: Json) -> tables.Table | None:
-    """One row a run and group: paired change of each measure."""
-    changes = attribute.get("changes", {})
-    found = [m for m in CHANGES if any(m in metrics for groups in changes.values() for metrics in groups.values())]
-    rows = [
-        tables.Row(f"{run}: {words.group_label(name, group)}", tuple(_change_cell(m, metrics.get(m)) for m in found), "run")
-        for run, groups in changes.items()
-        for group, metrics in groups.items()
-    ]
-    return (
-        tables.Table(("run: group", *(f"change in {words.measure(m).title.split(' (')[0]}" for m in found)), tuple(rows)) if rows else None
-    )
+    title, sure, reference = words.group_label(name, name), summary.confidence_of(compare), compare["reference"]
+    runs = [run["name"] for run in compare["runs"]]
+    pareto = tradeoff_part(key, name, attribute, block, runs, sure)
+    levels = Part(table=_levels(name, attribute, compare), caption=f"AUC of each group by {title} under each run")
+    parts = [*([pareto] if pareto else []), *change_parts(key, name, attribute, reference, sure), levels]
+    return {"id": key, "name": title, "parts": parts, "sentences": gained_and_lost(name, attribute)}
 
 
 def _levels(name: str, attribute: Json, compare: Json) -> tables.Table:
@@ -155,50 +107,6 @@ def _levels(name: str, attribute: Json, compare: Json) -> tables.Table:
     return tables.Table(("group", *runs), tuple(rows))
 
 
-def _tradeoff(key: str, name: str, attribute: Json, block: Json, compare: Json) -> Picture | None:
-    title, sure, places, said = words.group_label(name, name), summary.confidence_of(compare), [], []
-    for run in (r["name"] for r in compare["runs"]):
-        gap, auc = attribute["gaps"].get(run, {}).get("equalized_odds"), block["overall"].get(run, {}).get("auc")
-        if gap is None or auc is None or not words.estimable(gap) or not words.estimable(auc):
-            continue
-        places.append(figures.Position(run, _point(run, gap), _point(run, auc)))
-        said.append(f"{run}: AUC {words.with_interval(auc, sure)}, gap {words.with_interval(gap, sure)}")
-    if not places:
-        return None
-    text = f"Overall AUC against equalized odds difference by {title}. {'; '.join(said)}."
-    axes = {"x_axis": f"equalized odds difference by {title}", "y_axis": "overall AUC"}
-    svg = figures.tradeoff(places, key=f"{key}-tradeoff", summary=text, **axes)
-    caption = (
-        f"Up is better overall, left is a smaller gap; lines are {sure} intervals. A run "
-        "far left but low has a small gap because it is poor for everyone."
-    )
-    return picture(f"Overall AUC against the gap by {title}", svg, caption)
-
-
-def _changes_forest(key: str, name: str, attribute: Json, compare: Json) -> Picture | None:
-    title, sure = words.group_label(name, name), summary.confidence_of(compare)
-    points = [
-        replace(_point(f"{run}: {words.group_label(name, group)}", metrics["auc"]), emphasis=bool(direction("auc", metrics["auc"])))
-        for run, groups in attribute.get("changes", {}).items()
-        for group, metrics in groups.items()
-        if metrics.get("auc")
-    ]
-    if not any(point.value is not None for point in points):
-        return None
-    said = "; ".join(f"{p.label} {words.number(p.value) or 'not estimable'}" for p in points)
-    look: dict[str, Any] = {"axis": f"change in AUC against {compare['reference']}", "ends": ("worse", "better")}
-    svg = figures.forest(points, key=f"{key}-changes", summary=f"Change in AUC by {title}: {said}.", **look)
-    return picture(
-        f"Who gained, who lost: AUC by {title}",
-        svg,
-        f"Same patients in both runs; lines are {sure} intervals; filled where the interval excludes 0.",
-    )
-
-
-def _point(label: str, estimate: Json) -> figures.Point:
-    return figures.Point(label, estimate.get("value"), estimate.get("lower"), estimate.get("upper"))
-
-
 def _seed_cell(estimate: Json | None) -> tables.Cell:
     """Value, interval, and the SD over seeds where there are several."""
     cell = tables.estimate_cell(estimate)
@@ -208,19 +116,6 @@ def _seed_cell(estimate: Json | None) -> tables.Cell:
         if cell.state == "ok" and spread is not None
         else cell
     )
-
-
-def _change_cell(metric: str, change: Json | None, reference: bool = False, *, smaller: bool = False) -> tables.Cell:
-    """A paired change with its interval, and a mark and a word where the interval excludes 0."""
-    if reference and not change:
-        return tables.Cell("reference", "", "soft")
-    cell = tables.estimate_cell(change)
-    if cell.state != "ok" or change is None:
-        return cell
-    text = f"{'+' if change['value'] > 0 else ''}{cell.text}"
-    side = direction("fpr" if smaller else metric, change)
-    word = {"gained": ("smaller" if smaller else "better", "▲", "up"), "lost": ("larger" if smaller else "worse", "▼", "down")}.get(side)
-    return tables.Cell(f"{word[1]} {text}", f"{cell.small}\n{word[0]}", word[2]) if word else tables.Cell(text, cell.small)
 
 
 def _metrics(compare: Json, part: str) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ def _curve_pictures(
     named, note = _named(curves, groups)
     drawn = len(named) <= MOST_BANDS and any(len(c.roc.grid) for c in curves.values())
     bands = f" Shaded: {sure} bands over patients, point by point." if drawn else ""
-    order = sorted(curves, key=lambda g: g in named)
+    order = sorted(curves, key=lambda g: (g in named, named.get(g, 0)))
     shown = [_shown(name, g, groups[g], curves[g], named.get(g)) for g in order]
     aucs = [replace(s, label=f"{s.label}, AUC {groups[g]['auc']['value']:.2f}") for s, g in zip(shown, order, strict=True)]
     pictures = [_roc(key, title, aucs, note, bands + absent)]

@@ -29,13 +29,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """An estimate with its interval; ``value`` is None where it could not be made."""
+    """An estimate with its interval; ``value`` is None where it could not be made, ``marker`` another shape than the picture's."""
 
     label: str
     value: float | None
     lower: float | None = None
     upper: float | None = None
     emphasis: bool = True
+    marker: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,6 @@ class Scores:
     negative: Array
 
 
-@dataclass(frozen=True)
-class Position:
-    """One run in the picture of AUC against gap."""
-
-    label: str
-    x: Point
-    y: Point
-
-
 def forest(
     points: Sequence[Point], *, key: str, summary: str, axis: str, reference: float = 0.0, ends: tuple[str, str] | None = None
 ) -> str:
@@ -81,7 +73,7 @@ def forest(
     """
     left = label_width([p.label for p in points], most=3.0)
     sheet = Drawing(left + 4.1, 0.29 * len(points) + (0.8 if ends else 0.6))
-    axes = Axes(sheet, left, 0.1, 3.85, 0.29 * len(points) + 0.05, _limits(points, reference))
+    axes = Axes(sheet, left, 0.1, 3.85, 0.29 * len(points) + 0.05, limits_of(points, reference))
     _rows(axes, [p.label for p in points])
     axes.x_axis(ticks(*axes.x), axis)
     axes.rule(reference)
@@ -93,20 +85,24 @@ def forest(
     return sheet.svg(summary, key)
 
 
-def group_panels(panels: Sequence[Panel], *, key: str, summary: str) -> str:
-    """Measures side by side, one row a group, everyone's value as a dashed rule."""
+def group_panels(panels: Sequence[Panel], *, key: str, summary: str, limits: tuple[float, float] | None = None) -> str:
+    """Measures side by side, one row a group, everyone's value as a dashed rule.
+
+    With ``limits`` all panels have these and one colour; else each has a colour and a mark of its own.
+    """
     labels = [p.label for p in panels[0].points]
     left, width, space = label_width(labels), 2.35, 0.3
     sheet = Drawing(left + len(panels) * (width + space), 0.27 * len(labels) + 0.62)
     for column, panel in enumerate(panels):
-        limits = (-0.02, 1.02) if panel.share else _limits(panel.points, panel.overall)
-        axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, limits)
+        span = limits or ((-0.02, 1.02) if panel.share else limits_of(panel.points, panel.overall))
+        axes = Axes(sheet, left + column * (width + space), 0.3, width, 0.27 * len(labels) + 0.05, span)
         _rows(axes, labels if column == 0 else [""] * len(labels))
-        axes.x_axis(QUARTERS if panel.share else ticks(*limits, 5))
+        axes.x_axis(QUARTERS if panel.share else ticks(*span, 5))
         if panel.overall is not None:
             axes.rule(panel.overall)
-        _interval_rows(axes, panel.points, colour=COLOURS[column % len(COLOURS)], marker=MARKERS[column % len(MARKERS)])
-        sheet.text((72 * axes.left, 14), panel.title, size=9.5)
+        style = 0 if limits else column
+        _interval_rows(axes, panel.points, colour=COLOURS[style % len(COLOURS)], marker=MARKERS[style % len(MARKERS)])
+        sheet.text((72 * axes.left, 14), short(panel.title, 32), size=9.5)
     return sheet.svg(summary, key)
 
 
@@ -159,7 +155,7 @@ def value_ranges(groups: Sequence[tuple[str, Array]], *, key: str, summary: str,
     left = label_width([label for label, _ in groups])
     sheet = Drawing(left + 4.35, 0.3 * len(groups) + 0.6)
     shown = [np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]) for _, values in groups]
-    limits = _limits([Point("", float(q[2]), float(q[0]), float(q[4])) for q in shown], None)
+    limits = limits_of([Point("", float(q[2]), float(q[0]), float(q[4])) for q in shown], None)
     axes = Axes(sheet, left, 0.1, 4.1, 0.3 * len(groups) + 0.05, limits)
     _rows(axes, [label for label, _ in groups])
     axes.x_axis(ticks(*limits), axis)
@@ -168,31 +164,6 @@ def value_ranges(groups: Sequence[tuple[str, Array]], *, key: str, summary: str,
         axes.line((first, third), (-i, -i), COLOURS[0], 3.4)
         axes.mark(float(middle), -i, "s", 6, COLOURS[0], edge="white")
         axes.mark(float(np.mean(values)), -i, "o", 4.6, COLOURS[1], face="white")
-    return sheet.svg(summary, key)
-
-
-def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: str, y_axis: str) -> str:
-    """Overall performance against the gap, with intervals in both directions; better is up and to the left."""
-    placed = [(i, place) for i, place in enumerate(positions) if place.x.value is not None and place.y.value is not None]
-    legend = label_width([p.label for p in positions], most=3.2) + 0.35
-    sheet = Drawing(4.1 + legend, 3.6)
-    limits = [_limits([getattr(place, side) for _, place in placed], None) for side in ("x", "y")]
-    axes = Axes(sheet, 0.62, 0.28, 3.4, 2.82, *limits)
-    axes.x_axis(ticks(*axes.x), x_axis, grid=True)
-    axes.y_axis(ticks(*axes.y), y_axis, grid=True)
-    for i, place in placed:
-        x, y, colour = place.x, place.y, COLOURS[i % MOST_CURVES]
-        if x.lower is not None and x.upper is not None:
-            axes.line((x.lower, x.upper), (y.value or 0.0,) * 2, colour)
-        if y.lower is not None and y.upper is not None:
-            axes.line((x.value or 0.0,) * 2, (y.lower, y.upper), colour)
-    for row, (i, place) in enumerate(placed):
-        colour, marker = COLOURS[i % MOST_CURVES], MARKERS[i % MOST_CURVES]
-        face = colour if (i // MOST_CURVES) % 2 == 0 else "white"
-        axes.mark(place.x.value or 0.0, place.y.value or 0.0, marker, 8.5, colour, face)
-        sheet.mark((72 * 4.2, 72 * 0.34 + 15 * row), marker, 7.5, face, colour)
-        sheet.text((72 * 4.32, 72 * 0.34 + 15 * row + 3), short(place.label, 48))
-    sheet.text((72 * axes.left, 14), "↖ higher performance, smaller gap", size=8.5, colour=MUTED)
     return sheet.svg(summary, key)
 
 
@@ -217,10 +188,11 @@ def _interval_rows(axes: Axes, points: Sequence[Point], *, colour: str, marker: 
             for end in (point.lower, point.upper):
                 x, y = axes.at(end, -row)
                 axes.drawing.line([(x, y - 2.75), (x, y + 2.75)], colour)
-        axes.mark(point.value, -row, marker, 6.2, colour, face=colour if point.emphasis else "white")
+        axes.mark(point.value, -row, point.marker or marker, 6.2, colour, face=colour if point.emphasis else "white")
 
 
-def _limits(points: Sequence[Point], reference: float | None) -> tuple[float, float]:
+def limits_of(points: Sequence[Point], reference: float | None) -> tuple[float, float]:
+    """Data limits that hold all points with their intervals, and the reference where there is one."""
     values = [v for p in points for v in (reference, p.value, p.lower, p.upper) if v is not None] or [0.0, 1.0]
     low, high = min(values), max(values)
     pad = 0.04 * max(high - low, 0.05)

@@ -94,6 +94,9 @@ def _gap_parts(name: str, attribute: Json) -> list[Part]:
     rest = [m for m in usual if m not in first]
     if not gaps:
         return []
+    if not any(words.estimable(gap) for gap in gaps.values()):
+        said = words.reason(next(iter(gaps.values())).get("reason")) or "fewer than two groups have enough patients"
+        return [Part(text=f"No gap by {title} can be estimated: {said}.")]
     parts = [Part(table=tables.gap_table(name, attribute, first), caption=f"Gaps between groups by {title}", text_from=4)]
     if rest:
         table = tables.gap_table(name, attribute, rest)
@@ -127,7 +130,8 @@ def _panels(key: str, name: str, groups: Mapping[str, Json], overall: Json, metr
     panels = []
     for metric in [m for m in metrics if m in PANELS]:
         points = tuple(_point(words.group_label(name, k), g.get(metric)) for k, g in groups.items())
-        panels.append(figures.Panel(words.measure(metric).title, points, (overall.get(metric) or {}).get("value"), metric not in VALUE_GAPS))
+        everyone = (overall.get(metric) or {}).get("value")
+        panels.append(figures.Panel(words.measure(metric).title, points, everyone, metric not in VALUE_GAPS))
     if not panels or not any(p.value is not None for panel in panels for p in panel.points):
         return None
     title = words.group_label(name, name)

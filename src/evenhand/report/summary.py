@@ -59,7 +59,7 @@ def threshold_text(threshold: Any) -> str:
     )
     rows = f"{words.count(threshold['n'])} " if threshold.get("n") is not None else ""
     chosen = f", chosen on {rows}{source}" if source else f", {threshold['source']}" if threshold.get("source") else ""
-    note = f" {threshold['note']}." if threshold.get("note") else ""
+    note = f" {threshold['note'][0].upper()}{threshold['note'][1:]}." if threshold.get("note") else ""
     return (
         f"A case is called positive from a score of {words.number(threshold['value'])} "
         f"on (rule: {threshold.get('rule', 'given')}{chosen}).{note}"
