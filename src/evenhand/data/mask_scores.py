@@ -265,13 +265,18 @@ def pair_scores(
         distance.append(np.nan)
         if all(some):
             batch = [torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (p, t)]
-            dice[-1] = float(monai.compute_dice(*batch, include_background=True)[0, 0])
+            dice[-1] = _seven(monai.compute_dice(*batch, include_background=True))
             with warnings.catch_warnings():
                 # MONAI 1.5 and 1.6 warn of an argument that MONAI itself passes
                 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
                 found = monai.compute_hausdorff_distance(*batch, include_background=True, percentile=95, spacing=kept)
-            distance[-1] = float(found[0, 0])
+            distance[-1] = _seven(found)
     return np.array(dice), np.array(distance)
+
+
+def _seven(found: Any) -> float:
+    """MONAI's answer in single precision, to the seven digits that this has."""
+    return float(f"{float(found[0, 0]):.7g}")
 
 
 def _summary(

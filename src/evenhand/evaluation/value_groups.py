@@ -13,7 +13,7 @@ import numpy.typing as npt
 from evenhand.config.schema import AuditConfig
 from evenhand.data.groups import Groups
 from evenhand.metrics.bootstrap import bootstrap_blocks, processors
-from evenhand.metrics.gaps import Gap, GroupValue, metric_gap
+from evenhand.metrics.gaps import Gap, GroupValue, farthest, metric_gap
 from evenhand.metrics.means import VALUE_METRICS, ValueCell, make_value_cell, mean_limits, median_limits, value_null
 from evenhand.metrics.permutation import largest_difference
 from evenhand.random import generator
@@ -165,6 +165,7 @@ def value_gaps(
     patient: IntArray,
     groups: Groups,
     measured: Mapping[int, MeasuredValue],
+    overall: MeasuredValue,
     config: AuditConfig,
     n_permutations: int,
     seed: int,
@@ -178,6 +179,7 @@ def value_gaps(
         patient: (n,) patient codes.
         groups: of every row.
         measured: group code -> numbers; -1 enters no gap.
+        overall: everybody's numbers, from which the distance of the furthest group is taken.
         config: confidence and kind of interval.
         n_permutations: permutations; 0: the null distribution is that of the bootstrap errors.
         seed: the audit's seed.
@@ -186,26 +188,26 @@ def value_gaps(
     known = {code: item for code, item in measured.items() if code >= 0}
     inside = [code for code, item in known.items() if not item.reason]
     excluded = [{"group": groups.keys[code], "reason": item.reason, "n": item.cell.n} for code, item in known.items() if item.reason]
-    level = 1 - (1 - config.confidence) / max(len(inside), 1)
     nulls = _nulls(name, x, patient, groups, known, inside, n_permutations, seed)
     gaps = {}
     for metric in VALUE_METRICS:
-        members = [
-            GroupValue(
-                groups.keys[code],
-                known[code].values[metric],
-                known[code].variances[metric],
-                known[code].cell.n_units,
-                known[code].cell.n,
-                *known[code].limits(metric, level, config.interval),
-            )
-            for code in inside
-        ]
+        members = [_member(groups.keys[code], known[code], metric, config, len(inside)) for code in inside]
         gap = metric_gap(metric, members, excluded, nulls.get(metric), config.confidence)
         # a ratio says something only of values on one side of 0
         positive = all(member.value > 0 for member in members)
-        gaps[metric] = replace(gap, worst=worst_of(members, lower_is_better), ratio=gap.ratio if positive else None)
+        apart = farthest(members, None if overall.reason or len(members) < 2 else overall.values[metric])
+        gaps[metric] = replace(gap, worst=worst_of(members, lower_is_better), ratio=gap.ratio if positive else None, to_overall=apart)
     return gaps
+
+
+def _member(group: str, item: MeasuredValue, metric: str, config: AuditConfig, n_groups: int) -> GroupValue:
+    """One group's part in a gap: limits simultaneous over the groups, and the standard error that its own interval has on each side."""
+    value = item.values[metric]
+    own = item.limits(metric, config.confidence, config.interval)
+    lower, upper = item.limits(metric, 1 - (1 - config.confidence) / n_groups, config.interval)
+    z = NormalDist().inv_cdf(0.5 + config.confidence / 2)
+    down, up = (None if limit is None else abs(limit - value) / z for limit in own)
+    return GroupValue(group, value, item.variances[metric], item.cell.n_units, item.cell.n, lower, upper, down, up)
 
 
 def worst_of(members: Sequence[GroupValue], lower_is_better: bool) -> dict[str, Any] | None:

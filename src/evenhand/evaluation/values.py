@@ -117,8 +117,9 @@ def evaluate_values(
         measured[attribute] = measure(groups.codes, attribute)
         for name, x in cohort.values.items():
             found = measured[attribute][name]
-            worse_up = name in cohort.lower_is_better
-            gaps[name, attribute] = value_gaps(name, x, cohort.patient, groups, found, config, n_permutations, seed, worse_up)
+            gaps[name, attribute] = value_gaps(
+                name, x, cohort.patient, groups, found, overall[name][0], config, n_permutations, seed, name in cohort.lower_is_better
+            )
     n_tests = adjust(gaps, config.primary)
     labels = {
         name: {
