@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evenhand.metrics import bootstrap_blocks, draw_weights, percentile_interval
+from evenhand.metrics.bootstrap import in_threads
 
 
 def test_every_group_keeps_its_size() -> None:
@@ -42,3 +43,14 @@ def test_failed_replicates_are_counted_and_left_out() -> None:
     low, high, failed = percentile_interval(np.array([np.nan, 1.0, 2.0, 3.0]), 0.9)
     assert (low, high, failed) == (pytest.approx(1.1), pytest.approx(2.9), 1)
     assert percentile_interval(np.array([np.nan]), 0.9)[2] == 1
+
+
+def test_matrix_products_keep_to_their_thread_and_the_setting_comes_back() -> None:
+    from threadpoolctl import threadpool_info
+
+    def blas_threads(_: object) -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before = blas_threads(None)
+    assert all(set(found) <= {1} for found in in_threads(blas_threads, range(3), 2))
+    assert blas_threads(None) == before

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,12 +82,24 @@ def bootstrap_blocks(
 
 
 def in_threads(function: Callable[[Item], Block], items: Iterable[Item], threads: int) -> Iterator[Block]:
-    """``map`` on several threads, in order; NumPy and SciPy let go of the interpreter while they compute."""
-    if threads <= 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(function, items)
+    """``map`` on several threads, in order; NumPy and SciPy let go of the interpreter while they compute.
+
+    Meanwhile matrix products keep to the thread that asks for them: threads of their own would get into the way of ours
+    (several times the processor time), and would make the last digits depend on their number.
+    """
+    with _blas().limit(limits=1, user_api="blas"):
+        if threads <= 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(function, items)
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def percentile_interval(replicates: FloatArray, confidence: float) -> tuple[float, float, int]:
