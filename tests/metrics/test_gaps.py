@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenhand.metrics import GroupValue, all_gaps, critical_value, make_cell, null_maxima
-from evenhand.metrics.gaps import difference_limits, metric_gap, worst_group
+from evenhand.metrics.gaps import metric_gap, worst_group
 from evenhand.metrics.permutation import largest_difference
 
 
@@ -58,11 +58,6 @@ def test_zero_lies_inside_exactly_when_p_is_not_small(seed: int, k: int, level: 
         else:
             assert (gap.lower <= 0) == accepted
             assert gap.lower <= gap.value <= gap.upper
-
-
-def test_limits_by_hand() -> None:
-    assert difference_limits(np.array([0.8, 0.7, 0.5]), np.array([0.005, 0.005, 0.005]), 1.0, 1.0) == pytest.approx((0.2, 0.4))
-    assert difference_limits(np.array([0.8, 0.1]), np.array([0.2, 0.2]), 2.0, 1.0) == (0.0, 1.0)
 
 
 def test_fewer_than_two_groups_give_a_reason_not_a_zero() -> None:

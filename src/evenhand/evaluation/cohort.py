@@ -29,6 +29,7 @@ class Question:
         y_score: float64 (n,).
         decision: float64 (n,) in {0, 1}.
         threshold: the JSON record of how decisions were made.
+        ece_bins: equal-width bins of the calibration error.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Question:
     y_score: npt.NDArray[np.float64]
     decision: npt.NDArray[np.float64]
     threshold: dict[str, Any]
+    ece_bins: int = 10
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def make_cohort(
     groups = audit_groups(frame, attributes, bins, config.max_groups)
     kept = rows_kept(groups, missing, len(frame))
     test, val, notes = split_rows(frame, kept)
-    questions = tuple(_question(item, test, val, config.threshold, (thresholds or {}).get(item.name)) for item in outcomes)
+    questions = tuple(_question(item, test, val, config, (thresholds or {}).get(item.name)) for item in outcomes)
     if all(len(np.unique(item.y_true[~np.isnan(item.y_true)])) < 2 for item in questions):
         first = questions[0].y_true
         what = "no labelled row" if np.isnan(first).all() else f"only the value {first[~np.isnan(first)][0]:g}"
@@ -146,14 +148,16 @@ def patient_ids(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
     return ids.where(~empty, own).to_numpy(str), note
 
 
-def _question(outcome: Outcome, test: npt.NDArray[np.bool_], val: npt.NDArray[np.bool_], rule: str, given: float | None) -> Question:
+def _question(
+    outcome: Outcome, test: npt.NDArray[np.bool_], val: npt.NDArray[np.bool_], config: AuditConfig, given: float | None
+) -> Question:
     truth, score = outcome.y_true[test], outcome.y_score[test]
     if outcome.decision is not None:
         record: dict[str, Any] = {"value": None, "rule": outcome.source, "source": "decisions", "n": 0, "n_positive": 0, "note": None}
-        return Question(outcome.name, truth, score, outcome.decision[test], record)
-    record = _threshold(outcome, val, rule, given)
+        return Question(outcome.name, truth, score, outcome.decision[test], record, config.ece_bins)
+    record = _threshold(outcome, val, config.threshold, given)
     threshold: float = record["value"]
-    return Question(outcome.name, truth, score, (score >= threshold).astype(float), record)
+    return Question(outcome.name, truth, score, (score >= threshold).astype(float), record, config.ece_bins)
 
 
 def _threshold(outcome: Outcome, val: npt.NDArray[np.bool_], rule: str, given: float | None) -> dict[str, Any]:

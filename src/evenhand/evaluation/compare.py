@@ -21,16 +21,15 @@ from evenhand.config.schema import AuditConfig
 from evenhand.errors import InputError
 from evenhand.evaluation.cells import Measured, average, measure
 from evenhand.evaluation.cohort import Cohort, make_cohort
+from evenhand.evaluation.selection import check_names, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import bootstrap_null, members_of, replicate_variances
 from evenhand.evaluation.verdicts import collapsed_verdicts, evidence_verdicts, gap_verdicts, levelling_down, threshold_verdicts
-from evenhand.metrics.cells import METRICS
-from evenhand.metrics.gaps import COMBINED, RATIOS, Gap, all_gaps
+from evenhand.metrics.gaps import RATIOS, Gap, all_gaps, gap_of_values
 from evenhand.metrics.permutation import critical_value, holm, p_value
-from evenhand.metrics.rates import LOWER_IS_BETTER
+from evenhand.metrics.rates import LOWER_IS_BETTER, UNBOUNDED
 
 FloatArray = npt.NDArray[np.float64]
 SCHEMA = "evenhand.compare/1"
-GAPS = (*METRICS, *COMBINED)
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ def compare(
         TableError: a table breaks the contract.
     """
     config = config or AuditConfig()
+    check_names(config)
     names = [name for name, _ in runs]
     if len(runs) < 2 or len(set(names)) < len(names):
         raise InputError(f"compare got the runs {', '.join(names) or '(none)'}; give at least two runs with different names")
@@ -129,6 +129,7 @@ def compare(
 
     cohorts = {name: tuple(cohort(name, number, frame) for number, frame in enumerate(frames)) for name, frames in runs}
     _same_rows(cohorts)
+    check_reference(config.reference, {name: item.keys for name, item in cohorts[names[0]][0].groups.items()})
     seeds = {name: tuple(_seed_of(frame, number) for number, frame in enumerate(frames)) for name, frames in runs}
     measured = [_measure_run(name, seeds[name], cohorts[name], config, seed) for name in names]
     first = cohorts[names[0]][0]
@@ -217,8 +218,10 @@ def _measure_run(name: str, seeds: tuple[int, ...], cohorts: tuple[Cohort, ...],
                 codes,
                 wanted,
                 attribute,
+                metrics=chosen_metrics(config),
                 n_bootstrap=config.bootstrap,
                 min_patients=config.min_patients,
+                kind=config.interval,
                 seed=seed,
                 threads=1,
             )
@@ -235,7 +238,10 @@ def _measure_run(name: str, seeds: tuple[int, ...], cohorts: tuple[Cohort, ...],
 def _label(runs: Sequence[_Run], label: str, attributes: Sequence[str], config: AuditConfig) -> dict[str, Any]:
     overall = {run.name: _row(run.measured[""][label][""], config.confidence) for run in runs}
     changes = {
-        run.name: {name: _group_change(run.mean("", label)[""], runs[0].mean("", label)[""], name, config.confidence) for name in METRICS}
+        run.name: {
+            name: _group_change(run.mean("", label)[""], runs[0].mean("", label)[""], name, config.confidence)
+            for name in chosen_metrics(config)
+        }
         for run in runs[1:]
     }
     return {
@@ -249,7 +255,7 @@ def _row(parts: Sequence[Measured], confidence: float) -> dict[str, Any]:
     """A group's row: each metric's mean over seeds, its interval, and the seeds' own values."""
     mean = average(parts, "seeds")
     row: dict[str, Any] = {"n": mean.n, "n_positive": mean.n_positive, "n_patients": mean.n_patients}
-    for name in METRICS:
+    for name in mean.values:
         row[name] = {
             **mean.estimate(name, confidence).to_json(),
             **_over_seeds([part.values[name] for part in parts], name not in mean.reasons),
@@ -274,7 +280,7 @@ def _attribute(runs: Sequence[_Run], label: str, attribute: str, config: AuditCo
             name: _gap_change(
                 gaps[run.name][name], gaps[runs[0].name][name], draws[run.name].get(name), draws[runs[0].name].get(name), config.confidence
             )
-            for name in GAPS
+            for name in gaps[run.name]
         }
         for run in runs[1:]
     }
@@ -285,7 +291,10 @@ def _attribute(runs: Sequence[_Run], label: str, attribute: str, config: AuditCo
         "gaps": gaps,
         "changes": {
             run.name: {
-                group: {name: _group_change(means[run.name][group], reference[group], name, config.confidence) for name in METRICS}
+                group: {
+                    name: _group_change(means[run.name][group], reference[group], name, config.confidence)
+                    for name in reference[group].values
+                }
                 for group in reference
             }
             for run in runs[1:]
@@ -299,7 +308,9 @@ def _run_gaps(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, FloatArray]]:
     """(gap JSON with the mean over seeds of each seed's gap, replicates of that mean)."""
     members, excluded = members_of(mean, replicate_variances(mean), config.confidence)
-    of_means = all_gaps(members, excluded, bootstrap_null(mean, members), config.confidence)
+    named: dict[str, Any] = {"underdiagnosis": underdiagnosis_metric(label, config.no_finding), "reference": config.reference.get(attribute)}
+    everybody = run.mean("", label)[""].values
+    of_means = all_gaps(members, excluded, bootstrap_null(mean, members), config.confidence, overall=everybody, **named)
     parts = run.measured[attribute][label]
     inside = {name: [item.group for item in found] for name, found in members.items()}
     found, draws = {}, {}
@@ -307,33 +318,33 @@ def _run_gaps(
         if gap.value is None:
             found[name] = {**gap.to_json(), "sd_over_seeds": None, "seeds": []}
             continue
-        each = [float(_gap_of(name, inside, parts, number, None)[0]) for number in range(len(run.seeds))]
+        each = [float(_gap_of(name, inside, parts, number, None, **named)[0]) for number in range(len(run.seeds))]
         undefined = sum(not np.isfinite(value) for value in each)
         if undefined:
             reason = f"0 / 0 in {undefined} of {len(each)} seeds: no group has a rate above 0"
             none = Gap(excluded=gap.excluded, n=gap.n, n_groups=gap.n_groups, reason=reason)
             found[name] = {**none.to_json(), "sd_over_seeds": None, "seeds": []}
             continue
-        draws[name] = np.mean([_gap_of(name, inside, parts, number, "replicates") for number in range(len(run.seeds))], axis=0)
+        draws[name] = np.mean([_gap_of(name, inside, parts, number, "replicates", **named) for number in range(len(run.seeds))], axis=0)
         found[name] = {**_shifted(gap, float(np.mean(each)), name).to_json(), **_over_seeds(each, True)}
     return found, draws
 
 
 def _gap_of(
-    name: str, inside: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[Measured]], number: int, what: str | None
+    name: str,
+    inside: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Sequence[Measured]],
+    number: int,
+    what: str | None,
+    **named: Any,
 ) -> FloatArray:
     """One seed's gap, of the estimates or of every replicate."""
 
-    def span(metric: str) -> FloatArray:
+    def values(metric: str) -> FloatArray:
         rows = [parts[group][number] for group in inside[metric]]
-        values = np.array([row.replicates[metric] if what else [row.values[metric]] for row in rows])
-        if name in RATIOS:
-            top = values.max(axis=0)
-            return np.asarray(np.divide(values.min(axis=0), top, out=np.full(values.shape[1], np.nan), where=top > 0))
-        return np.asarray(values.max(axis=0) - values.min(axis=0))
+        return np.array([row.replicates[metric] if what else [row.values[metric]] for row in rows])
 
-    spans = [span(metric) for metric in COMBINED.get(name, (name,))]
-    return np.asarray(np.mean(spans, axis=0) if name.endswith("_mean") else np.max(spans, axis=0))
+    return gap_of_values(name, values, inside, **named)
 
 
 def _shifted(gap: Gap, value: float, name: str) -> Gap:
@@ -341,7 +352,7 @@ def _shifted(gap: Gap, value: float, name: str) -> Gap:
     shift = value - float(gap.value or 0.0)
     lower = None if gap.lower is None else gap.lower + min(shift, 0.0) * (name in RATIOS)
     upper = None if gap.upper is None else gap.upper + max(shift, 0.0)
-    return replace(gap, value=value, lower=lower, upper=upper if upper is None or name == "log_loss" else min(upper, 1.0))
+    return replace(gap, value=value, lower=lower, upper=upper if upper is None or name in UNBOUNDED else min(upper, 1.0))
 
 
 def _group_change(run: Measured, reference: Measured, metric: str, confidence: float) -> dict[str, Any]:

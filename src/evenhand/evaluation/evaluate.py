@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,24 +20,24 @@ from evenhand.evaluation.cohort import Cohort, Question, make_cohort
 from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
+from evenhand.evaluation.selection import RESAMPLED, check_names, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import (
+    Members,
     adjust,
     bootstrap_null,
+    clustered_variances,
     members_of,
     permuted_null,
     replicate_variances,
-    variances_by_moments,
 )
 from evenhand.evaluation.verdicts import audit_verdicts
 from evenhand.metrics.bootstrap import processors
-from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, Gap, all_gaps
 from evenhand.metrics.permutation import MIRRORS, REACH
 from evenhand.random import generator
 
 SCHEMA = "evenhand.audit/1"
 MACRO = "macro"
-GAP_NAMES = (*METRICS, *COMBINED)
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,8 @@ def evaluate(
         thresholds=thresholds,
     )
     overall = _with_macro(cohort, _measure(cohort, np.zeros(len(cohort.patient), np.int64), [0], "overall", config, seed, threads))
-    tables = {name: _attribute(cohort, groups, config, seed, threads) for name, groups in cohort.groups.items()}
+    everybody = {label: item[0].values for label, item in overall.items()}
+    tables = {name: _attribute(cohort, groups, everybody, config, seed, threads) for name, groups in cohort.groups.items()}
     gaps = {(label, name): found for name, (_, by_label) in tables.items() for label, found in by_label.items()}
     n_tests = adjust(gaps, config.primary)
     data: dict[str, Any] = {"schema": SCHEMA, "kind": cohort.kind, "n": len(cohort.patient), "n_patients": cohort.n_patients, "labels": {}}
@@ -139,7 +139,9 @@ def evaluate(
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
     data["provenance"] = {
         **provenance(predictions, cohort, config, seed, bins, missing),
+        "bootstrap": n_bootstrap(cohort, config),
         "permutations": n_permutations(cohort, config),
+        "tests": _kinds_of_test(config),
         "failed_replicates": failed,
         "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
     }
@@ -154,15 +156,13 @@ def checked_cohort(predictions: pd.DataFrame, *, classes: Sequence[str], config:
         ConfigError: an option is wrong.
     """
     _check(config, classes)
-    return make_cohort(predictions, classes=classes, config=config, **question)
+    cohort = make_cohort(predictions, classes=classes, config=config, **question)
+    check_reference(config.reference, {name: groups.keys for name, groups in cohort.groups.items()})
+    return cohort
 
 
 def _check(config: AuditConfig, classes: Sequence[str]) -> None:
-    for name in config.primary:
-        if name not in GAP_NAMES:
-            near = difflib.get_close_matches(name, GAP_NAMES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GAP_NAMES)}"
-            raise ConfigError(f"primary metric '{name}' is unknown; {hint}")
+    check_names(config)
     if not 0.5 <= config.confidence < 1:
         raise ConfigError(f"confidence is {config.confidence:g}, but must lie in [0.5, 1), as 0.95")
     for option in ("bootstrap", "permutations", "min_patients", "max_groups"):
@@ -175,7 +175,18 @@ def _check(config: AuditConfig, classes: Sequence[str]) -> None:
 def _measure(
     cohort: Cohort, codes: npt.NDArray[np.int64], keys: Sequence[int], name: str, config: AuditConfig, seed: int, threads: int
 ) -> list[dict[int, Measured]]:
-    return measure(cohort, codes, keys, name, n_bootstrap=config.bootstrap, min_patients=config.min_patients, seed=seed, threads=threads)
+    return measure(
+        cohort,
+        codes,
+        keys,
+        name,
+        metrics=chosen_metrics(config),
+        n_bootstrap=n_bootstrap(cohort, config),
+        min_patients=config.min_patients,
+        kind=config.interval,
+        seed=seed,
+        threads=threads,
+    )
 
 
 def _with_macro(cohort: Cohort, measured: list[dict[int, Measured]]) -> dict[str, dict[int, Measured]]:
@@ -190,8 +201,24 @@ def n_permutations(cohort: Cohort, config: AuditConfig) -> int:
 
     Other metrics get those asked for.
     """
-    family = len(cohort.questions) * len(cohort.groups) * len(config.primary)
-    return max(config.permutations, REACH * family) if config.permutations else 0
+    return max(config.permutations, REACH * _family(cohort, config)) if config.permutations else 0
+
+
+def n_bootstrap(cohort: Cohort, config: AuditConfig) -> int:
+    """Bootstrap replicates: those asked for, or `REACH` a test where the family holds tests made by the bootstrap."""
+    resampled = not config.permutations or RESAMPLED & _primary_parts(config)
+    return max(config.bootstrap, REACH * _family(cohort, config)) if config.bootstrap and resampled else config.bootstrap
+
+
+def _family(cohort: Cohort, config: AuditConfig) -> int:
+    return len(cohort.questions) * len(cohort.groups) * len(config.primary)
+
+
+def _kinds_of_test(config: AuditConfig) -> dict[str, list[str]]:
+    """Which metrics' gaps are tested by permuting groups, and which by the bootstrap (as are macro averages)."""
+    metrics = chosen_metrics(config)
+    permuted = [name for name in metrics if name not in RESAMPLED and config.permutations]
+    return {"permutation": permuted, "bootstrap": [name for name in metrics if name not in permuted]}
 
 
 def _primary_parts(config: AuditConfig) -> set[str]:
@@ -202,7 +229,7 @@ def _primary_parts(config: AuditConfig) -> set[str]:
 
 
 def _attribute(
-    cohort: Cohort, groups: Groups, config: AuditConfig, seed: int, threads: int
+    cohort: Cohort, groups: Groups, everybody: Mapping[str, Mapping[str, float]], config: AuditConfig, seed: int, threads: int
 ) -> tuple[dict[str, dict[int, Measured]], dict[str, dict[str, Gap]]]:
     """(label -> group code -> numbers, label -> gaps) of one attribute."""
     codes = [int(code) for code in np.unique(groups.codes)]
@@ -210,39 +237,62 @@ def _attribute(
     gaps = {}
     for question in cohort.questions:
         by_key = {groups.keys[code]: item for code, item in measured[question.name].items() if code >= 0}
-        gaps[question.name] = _question_gaps(question, by_key, groups, cohort, config, seed, threads)
+        members, excluded = members_of(by_key, clustered_variances(by_key), config.confidence)
+        null = _null(question, by_key, members, groups, cohort, config, seed, threads)
+        gaps[question.name] = _gaps(question.name, groups.attribute, members, excluded, null, everybody, config)
     if cohort.kind == "multiclass":
         by_key = {groups.keys[code]: item for code, item in measured[MACRO].items() if code >= 0}
-        gaps[MACRO] = _replicate_gaps(by_key, config)
+        members, excluded = members_of(by_key, replicate_variances(by_key), config.confidence)
+        gaps[MACRO] = _gaps(MACRO, groups.attribute, members, excluded, bootstrap_null(by_key, members), everybody, config)
     return measured, gaps
 
 
-def _question_gaps(
-    question: Question, measured: Mapping[str, Measured], groups: Groups, cohort: Cohort, config: AuditConfig, seed: int, threads: int
+def _gaps(
+    label: str,
+    attribute: str,
+    members: Members,
+    excluded: Mapping[str, Sequence[dict[str, Any]]],
+    null: Mapping[str, npt.NDArray[np.float64]],
+    everybody: Mapping[str, Mapping[str, float]],
+    config: AuditConfig,
 ) -> dict[str, Gap]:
+    return all_gaps(
+        members,
+        excluded,
+        null,
+        config.confidence,
+        overall=everybody[label],
+        underdiagnosis=underdiagnosis_metric(label, config.no_finding),
+        reference=config.reference.get(attribute),
+    )
+
+
+def _null(
+    question: Question,
+    measured: Mapping[str, Measured],
+    members: Members,
+    groups: Groups,
+    cohort: Cohort,
+    config: AuditConfig,
+    seed: int,
+    threads: int,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Studentised maxima without a gap: under permuted groups, and where these would cost too much from the bootstrap."""
+    wanted = n_permutations(cohort, config)
+    if not wanted:
+        return bootstrap_null(measured, members)
     use = (groups.codes >= 0) & ~np.isnan(question.y_true)
     rows = {
         "y_true": question.y_true[use],
         "y_score": question.y_score[use],
         "decision": question.decision[use],
         "unit": cohort.patient[use],
+        "threshold": question.threshold["value"],
     }
-    codes = groups.codes[use]
-    members, excluded = members_of(measured, variances_by_moments(rows, codes, groups.keys), config.confidence)
-    wanted = n_permutations(cohort, config)
-    if wanted:
-        rng = generator(seed, "permutation", groups.attribute, question.name)
-        made = {name: wanted if name in _primary_parts(config) else config.permutations for name in METRICS}
-        null = permuted_null(rows, codes, members, groups.keys, made, rng, threads)
-    else:
-        null = bootstrap_null(measured, members)
-    return all_gaps(members, excluded, null, config.confidence)
-
-
-def _replicate_gaps(measured: Mapping[str, Measured], config: AuditConfig) -> dict[str, Gap]:
-    """Gaps of averages over classes: variances and the null distribution come from the bootstrap."""
-    members, excluded = members_of(measured, replicate_variances(measured), config.confidence)
-    return all_gaps(members, excluded, bootstrap_null(measured, members), config.confidence)
+    rng = generator(seed, "permutation", groups.attribute, question.name)
+    made = {name: wanted if name in _primary_parts(config) else config.permutations for name in members}
+    null = permuted_null(rows, groups.codes[use], members, groups.keys, made, rng, threads)
+    return {**null, **bootstrap_null(measured, {name: inside for name, inside in members.items() if name in RESAMPLED})}
 
 
 def _attribute_json(groups: Groups, measured: Mapping[int, Measured], gaps: Mapping[str, Gap], config: AuditConfig) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from evenhand.evaluation.cells import Measured, limits
-from evenhand.metrics.cells import METRICS, make_cell, variance_floor
+from evenhand.evaluation.cells import Measured
+from evenhand.evaluation.selection import RESAMPLED, ROUGH
+from evenhand.metrics.cells import make_cell, variance_floor
 from evenhand.metrics.gaps import Gap, GroupValue
 from evenhand.metrics.permutation import holm, largest_difference, log_moments, null_maxima
 
@@ -30,15 +32,16 @@ def members_of(
     """
     members: Members = {}
     excluded: dict[str, list[dict[str, Any]]] = {}
-    for name in METRICS:
+    for name in metrics_of(measured):
         inside = [key for key, item in measured.items() if name not in item.reasons and np.isfinite(variances[key][name])]
         level = 1 - (1 - confidence) / max(len(inside), 1)
         members[name] = []
         for key in inside:
             item = measured[key]
             rows, units = item.counts[name]
-            lower, upper = limits(item.values[name], item.replicates[name], units, level)
-            members[name].append(GroupValue(key, item.values[name], variances[key][name], units, rows, lower, upper))
+            lower, upper = item.limits(name, level)
+            down, up = _errors(item, name, variances[key][name], confidence)
+            members[name].append(GroupValue(key, item.values[name], variances[key][name], units, rows, lower, upper, down, up))
         excluded[name] = [
             {"group": key, "reason": item.reasons.get(name, "too few patients for a variance"), "n": item.counts[name][0]}
             for key, item in measured.items()
@@ -47,17 +50,33 @@ def members_of(
     return members, excluded
 
 
-def variances_by_moments(rows: Mapping[str, Any], codes: npt.NDArray[np.int64], keys: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Group key -> metric -> clustered variance, from the rows' linearised moments."""
+def _errors(item: Measured, metric: str, variance: float, confidence: float) -> tuple[float, float]:
+    """Standard errors towards the lower and the upper side: the distances to the limits of the group's own interval over the
+    normal quantile. They are 0 towards the bound that a share of 0 or 1 lies on."""
+    lower, upper = item.limits(metric, confidence)
+    value, plain, quantile = item.values[metric], float(np.sqrt(variance)), NormalDist().inv_cdf(0.5 + confidence / 2)
+    if lower is None or upper is None or (lower == upper and value not in (0.0, 1.0)):
+        return plain, plain
+    return (value - lower) / quantile, (upper - value) / quantile
+
+
+def metrics_of(measured: Mapping[str, Measured]) -> tuple[str, ...]:
+    """The metrics that were computed, the same for every group."""
+    return next((tuple(item.values) for item in measured.values()), ())
+
+
+def clustered_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
+    """Group key -> metric -> the variance that studentises its tests.
+
+    It is the linearised one with patients as clusters; where a metric has no derivative everywhere, that of the
+    bootstrap replicates, if there are any.
+    """
     found = {}
-    for code, key in enumerate(keys):
-        use = codes == code
-        cell = make_cell(*(rows[name][use] for name in ("y_true", "y_score", "decision", "unit")))
-        found[key] = (
-            {name: float(variance[0]) for name, (_, variance) in cell.moments(METRICS).items()}
-            if use.any()
-            else dict.fromkeys(METRICS, np.nan)
-        )
+    for key, item in measured.items():
+        found[key] = dict(item.variances)
+        for name in ROUGH & set(item.variances):
+            spread = _spread(name, item.replicates[name], item.counts[name][1])
+            found[key][name] = spread if np.isfinite(spread) else found[key][name]
     return found
 
 
@@ -67,7 +86,9 @@ def replicate_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str,
     A share of exactly 0 or 1 does not vary over replicates, which is not certainty: its variance is that of half a
     patient's answer, as in `evenhand.metrics.cells.Cell.moments`.
     """
-    return {key: {name: _spread(name, item.replicates[name], item.counts[name][1]) for name in METRICS} for key, item in measured.items()}
+    return {
+        key: {name: _spread(name, item.replicates[name], item.counts[name][1]) for name in item.values} for key, item in measured.items()
+    }
 
 
 def _spread(metric: str, replicates: FloatArray, units: int) -> float:
@@ -84,16 +105,24 @@ def permuted_null(
     rng: np.random.Generator,
     threads: int = 1,
 ) -> dict[str, FloatArray]:
-    """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both."""
+    """Studentised maxima under permuted groups; the units are (patient, group) pairs, so an ageing patient counts in both.
+
+    Metrics of `RESAMPLED` are left out.
+    """
     pair = rows["unit"] * len(keys) + codes
-    cell = make_cell(rows["y_true"], rows["y_score"], rows["decision"], pair)
+    cell = make_cell(rows["y_true"], rows["y_score"], rows["decision"], pair, threshold=rows.get("threshold"))
     position = {key: code for code, key in enumerate(keys)}
-    estimable = {name: np.array([position[item.group] for item in inside], dtype=np.int64) for name, inside in members.items()}
+    permuted = {name: inside for name, inside in members.items() if name not in RESAMPLED}
+    estimable = {name: np.array([position[item.group] for item in inside], dtype=np.int64) for name, inside in permuted.items()}
     return null_maxima(cell, cell.units % len(keys), estimable, n_permutations, rng, threads)
 
 
 def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[str, FloatArray]:
-    """Studentised maxima of the bootstrap errors, used where no permutation is at hand (macro averages, several seeds)."""
+    """Studentised maxima of the bootstrap errors, used where no permutation is at hand.
+
+    That is: macro averages, several seeds, and the metrics of `RESAMPLED`. A bias that the bootstrap repeats (that of the
+    calibration error in small groups) is in these errors too, and so does not pass for a gap.
+    """
     found = {}
     for name, inside in members.items():
         if len(inside) < 2 or not len(measured[inside[0].group].replicates[name]):

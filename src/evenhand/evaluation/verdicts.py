@@ -24,13 +24,21 @@ WORDS = {
     "positive_rate": "rate of positive decisions",
     "prevalence": "prevalence",
     "brier": "Brier score",
+    "average_precision": "average precision",
+    "ece": "calibration error",
+    "ece_corrected": "bias-corrected calibration error",
+    "calibration_slope": "calibration slope",
+    "calibration_intercept": "calibration intercept",
     "log_loss": "log loss",
+    "net_benefit": "net benefit",
     "equalized_odds": "equalized odds",
     "equalized_odds_mean": "equalized odds (mean)",
     "equal_opportunity": "equal opportunity",
     "demographic_parity": "demographic parity",
     "demographic_parity_ratio": "demographic parity ratio",
     "disparate_impact": "disparate impact",
+    "disparate_impact_distance": "distance of disparate impact from 1",
+    "underdiagnosis": "under-diagnosis",
 }
 """Metric -> how a sentence calls it."""
 
@@ -70,7 +78,8 @@ def collapsed_verdicts(label: str, overall: Mapping[str, Any], *, one_of_many: b
     One class of many (``one_of_many``) may well be rare; there, only a class that nearly everybody gets is a collapse.
     """
     found, prefix = [], f"{where['run']}: " if "run" in where else ""
-    auc, rate = overall["auc"], overall["positive_rate"]
+    nothing: dict[str, Any] = {"value": None}
+    auc, rate = overall.get("auc", nothing), overall.get("positive_rate", nothing)
     if auc["value"] is not None and auc["lower"] is not None and auc["lower"] <= 0.5:
         text = (
             f"{prefix}{label}: the scores are not shown to be better than chance: AUC {span(auc)}; small gaps of such a model mean nothing."
@@ -108,7 +117,7 @@ def evidence_verdicts(label: str, attributes: Mapping[str, Any]) -> list[dict[st
     found = []
     for attribute, item in attributes.items():
         for group, row in item["groups"].items():
-            lacking = [metric for metric in EVIDENCE if row[metric]["value"] is None]
+            lacking = [metric for metric in EVIDENCE if metric in row and row[metric]["value"] is None]
             if not lacking or row.get("missing"):
                 continue
             words = ", ".join(WORDS[metric] for metric in lacking)
@@ -146,7 +155,7 @@ def levelling_down(
     found = []
     for group, metrics in changes.items():
         for metric in EVIDENCE:
-            change = metrics[metric]
+            change = metrics.get(metric, {"value": None})
             if change["value"] is None or change["lower"] is None:
                 continue
             adverse = change["lower"] > 0 if metric in lower_is_better else change["upper"] < 0

@@ -29,20 +29,22 @@ class RankedRows:
     positive: Any
 
 
-def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArray) -> RankedRows:
+def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArray, *, fine: bool = False) -> RankedRows:
     """Count every unit's rows by level of score.
 
     Args:
         y_true: (n,) in {0, 1}.
         y_score: (n,) finite.
         unit: (n,) position of each row's unit in the weights that will be given.
+        fine: also give every distinct score of a positive row a level of its own, as average precision needs.
     """
     from scipy.sparse import csr_array
 
     positive = y_true == 1
     distinct, place = np.unique(y_score, return_inverse=True)
     kind = (np.bincount(place[positive], minlength=len(distinct)) > 0) + 2 * (np.bincount(place[~positive], minlength=len(distinct)) > 0)
-    starts = np.append(True, (kind[1:] != kind[:-1]) | (kind[1:] == 3))[: len(distinct)]
+    alone = kind[1:] % 2 == 1 if fine else kind[1:] == 3
+    starts = np.append(True, (kind[1:] != kind[:-1]) | alone)[: len(distinct)]
     level = (np.cumsum(starts) - 1)[place]
     shape = (int(unit.max(initial=-1)) + 1, int(starts.sum()))
     low, high = (csr_array((np.ones(int(use.sum())), (unit[use], level[use])), shape=shape) for use in (~positive, positive))

@@ -51,9 +51,17 @@ log_loss E[-log P(y|s)] with s cut to [1e-15, 1-1e-15].
 GIVEN_LABEL = frozenset({"auc", "tpr", "fpr", "tnr", "fnr", "balanced_accuracy"})
 """Metrics defined within a class: their tests permute groups within patients of equal label pattern."""
 
-LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "log_loss"})
+LOWER_IS_BETTER = frozenset({"fpr", "fnr", "brier", "ece", "ece_corrected", "log_loss"})
 NEITHER_IS_BETTER = frozenset({"positive_rate", "prevalence"})
-UNBOUNDED = frozenset({"log_loss", "mean", "median"})
+UNBOUNDED = frozenset({"log_loss", "calibration_slope", "calibration_intercept", "net_benefit", "mean", "median"})
+"""Metrics whose gap may exceed 1."""
+
+SIGNED = frozenset({"calibration_intercept", "calibration_slope", "net_benefit"})
+"""Metrics that may be negative, so that the ratio of two groups says nothing."""
+
+TARGETS = {"calibration_slope": 1.0, "calibration_intercept": 0.0}
+"""Metrics that are best at one value, and worse on both sides of it."""
+
 _GRID = 2.0**-30
 
 

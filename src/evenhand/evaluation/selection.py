@@ -1,0 +1,83 @@
+"""Which metrics an audit computes, what under-diagnosis means for a label, and the reference groups of disparate impact."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from evenhand.config.schema import AuditConfig
+from evenhand.errors import ConfigError
+from evenhand.metrics.cells import METRICS
+from evenhand.metrics.gaps import COMBINED
+
+GAP_NAMES = tuple(dict.fromkeys([*METRICS, *COMBINED]))
+"""Every gap an audit can be asked for."""
+
+RESAMPLED = frozenset({"average_precision", "ece", "ece_corrected", "calibration_slope", "calibration_intercept"})
+"""Metrics whose gaps are tested by the bootstrap: a permutation would have to sort or to fit every group anew."""
+
+ROUGH = frozenset({"ece", "ece_corrected"})
+"""Metrics without a derivative everywhere: their tests studentise by the variance of the bootstrap replicates."""
+
+
+def chosen_metrics(config: AuditConfig) -> tuple[str, ...]:
+    """The metrics to compute, in the order of `METRICS`: all of them, or those named and what the primary gaps are made of.
+
+    Example:
+        >>> chosen_metrics(AuditConfig(metrics=["brier"], primary=["equal_opportunity"]))
+        ('tpr', 'brier')
+    """
+    if not config.metrics:
+        return METRICS
+    wanted = {part for name in (*config.metrics, *config.primary) for part in COMBINED.get(name, (name,))}
+    return tuple(name for name in METRICS if name in wanted)
+
+
+def check_names(config: AuditConfig) -> None:
+    """Refuse unknown metrics, and options of metrics that cannot be.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    for what, names in (("primary metric", config.primary), ("metric", config.metrics)):
+        for name in names:
+            if name not in GAP_NAMES:
+                raise ConfigError(f"{what} '{name}' is unknown; {_hint(name, GAP_NAMES)}")
+    if config.ece_bins < 2:
+        raise ConfigError(f"ece_bins is {config.ece_bins}, but the calibration error needs at least 2 bins, as 10")
+
+
+def check_reference(reference: Mapping[str, str], groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse references to attributes or groups that are not audited.
+
+    Args:
+        reference: attribute -> group.
+        groups: attribute -> its groups.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    for attribute, group in reference.items():
+        if attribute not in groups:
+            raise ConfigError(f"reference names the attribute '{attribute}', which is not audited; {_hint(attribute, list(groups))}")
+        if str(group) not in groups[attribute]:
+            raise ConfigError(f"reference group '{group}' of {attribute} does not occur; {_hint(str(group), groups[attribute])}")
+
+
+def underdiagnosis_metric(label: str, no_finding: Sequence[str]) -> str:
+    """``fnr``: the ill who are missed; for a label that means health ``fpr``: the ill who are called healthy.
+
+    Example:
+        >>> underdiagnosis_metric("No Finding", ["no_finding"]), underdiagnosis_metric("Edema", ["no_finding"])
+        ('fpr', 'fnr')
+    """
+    return "fpr" if _plain(label) in {_plain(name) for name in no_finding} else "fnr"
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
