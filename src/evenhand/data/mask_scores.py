@@ -98,14 +98,18 @@ class MaskScores:
         if self.classes:
             said.append(f"Masks have {len(self.classes)} classes; a case's value is the mean over those present in either mask.")
         if self.n_empty:
-            said.append(f"Both masks are empty in {self.n_empty} cases: neither score is defined there, and they are left out.")
+            said.append(f"Both masks are empty in {_cases(self.n_empty)}: neither score is defined there, and these are left out.")
         if self.n_one_empty:
             said.append(
-                f"One mask is empty (or lacks a class) in {self.n_one_empty} cases: Dice counts that as 0, HD95 is not defined there."
+                f"One mask is empty (or lacks a class) in {_cases(self.n_one_empty)}: Dice counts that as 0, HD95 is not defined there."
             )
         if self.n_absent:
-            said.append(f"No mask is named in {self.n_absent} cases, which are left out.")
+            said.append(f"No mask is named in {_cases(self.n_absent)}: these are left out.")
         return said
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'s' * (n != 1)}"
 
 
 def score_masks(
