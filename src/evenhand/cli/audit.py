@@ -206,7 +206,7 @@ def show_audit(data: dict[str, Any]) -> None:
         title=f"{data['n']} rows, {data['n_patients']} patients",
     )
     for label, item in data["labels"].items():
-        main = "mean" if data["kind"] == "value" else "auc"
+        main = next(name for name in ("auc", "mean", *item["overall"]) if isinstance(item["overall"].get(name), dict))
         view.add_row(label, f"overall {WORDS.get(main, main)}", short(item["overall"][main]), *[""] * (len(primary) - 1), "")
         for attribute, part in item["attributes"].items():
             view.add_row(label, attribute, *(short(part["gaps"][name]) for name in primary), ", ".join(part["groups"]).replace("[", "\\["))

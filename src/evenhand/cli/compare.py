@@ -59,7 +59,9 @@ def show_compare(data: dict[str, Any]) -> None:
     names = [f"{run['name']} ({run['n_seeds']} seed{'s' * (run['n_seeds'] > 1)})" for run in data["runs"]]
     for label, item in data["labels"].items():
         view = Table("", *names, title=label)
-        view.add_row("overall AUC", *(short(item["overall"][run["name"]]["auc"]) for run in data["runs"]))
+        rows = [item["overall"][run["name"]] for run in data["runs"]]
+        main = next(name for name in ("auc", *rows[0]) if isinstance(rows[0].get(name), dict))
+        view.add_row(f"overall {WORDS[main]}", *(short(row[main]) for row in rows))
         for attribute, part in item["attributes"].items():
             for name in primary:
                 view.add_row(f"{attribute}: gap in {WORDS[name]}", *(short(part["gaps"][run["name"]][name]) for run in data["runs"]))

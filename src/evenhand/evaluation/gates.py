@@ -13,7 +13,7 @@ from evenhand.errors import ConfigError, GateError
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED
 
-FIELDS = ("value", "lower", "upper", "p", "p_holm", "ratio", "worst")
+FIELDS = ("value", "lower", "upper", "p", "p_holm", "ratio", "worst", "to_overall")
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _SHAPE = re.compile(
     r"^\s*(?:(?P<label>.+?)/)?(?P<attribute>[^/]+?)\.(?P<metric>[a-z_0-9]+)(?:\.(?P<field>[a-z_]+))?\s*(?P<sign><=|>=|<|>)\s*(?P<number>[-+.\deE]+)\s*$"
@@ -44,8 +44,8 @@ def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str], metr
     """Read ``[LABEL/]ATTRIBUTE.METRIC[.FIELD] < NUMBER``.
 
     ATTRIBUTE is an audited attribute, ``any`` (every attribute) or ``overall``; FIELD is value (default), lower, upper,
-    p, p_holm, ratio or worst (the worst group's value); without LABEL every label is meant. ``metrics`` are those of a continuous
-    value (mean, median), where one is audited.
+    p, p_holm, ratio, worst (the worst group's value) or to_overall (the largest distance of a group from everybody);
+    without LABEL every label is meant. ``metrics`` are those of a continuous value (mean, median), where one is audited.
 
     Raises:
         ConfigError: a typo; the nearest known name is offered.

@@ -160,7 +160,7 @@ def _named(curves: Mapping[str, GroupCurves], groups: Mapping[str, Json]) -> tup
     """Group -> style, and the words for the others; with many groups those of the lowest and highest AUC are named."""
     if len(curves) <= figures.MOST_CURVES:
         return {g: i for i, g in enumerate(curves)}, ""
-    ranked = sorted(curves, key=lambda g: groups[g]["auc"]["value"])
+    ranked = sorted(curves, key=lambda g: float((groups[g].get("auc") or {}).get("value") or 0.0))
     picked = ranked[:4] + ranked[-3:]
     return {g: i for i, g in enumerate(picked)}, f"{words.plural(len(curves) - len(picked), 'further group')}"
 

@@ -67,19 +67,21 @@ MEASURES: dict[str, Measure] = {
     "ece_corrected": Measure(
         "calibration error, bias-corrected",
         "The calibration error after taking off what chance alone adds in small samples.",
-        "ECE minus its expectation under perfect calibration",
+        "Σ_b P(b) (2 |m_b| − E|X_b|), m_b = E[Y − S | b], X_b normal with mean m_b and the standard error of m_b; 0 if negative",
     ),
     "calibration_slope": Measure(
-        "calibration slope", "1 is right; below 1 the scores are too extreme.", "b in logit P(Y = 1) = a + b · logit S"
+        "calibration slope", "1 is right; below 1 the scores are too extreme.", "b in logit P(Y = 1 | S) = a + b · logit S"
     ),
     "calibration_intercept": Measure(
-        "calibration intercept", "0 is right; below 0 the scores are too high on average.", "a in logit P(Y = 1) = a + logit S"
+        "calibration intercept", "0 is right; below 0 the scores are too high on average.", "a in logit P(Y = 1 | S) = a + logit S"
     ),
     "log_loss": Measure(
         "log loss", "The mean penalty for confident scores on the wrong side; 0 is best.", "−E[Y log S + (1 − Y) log(1 − S)]"
     ),
     "net_benefit": Measure(
-        "net benefit", "Cases found, less false alarms weighted by the odds of the threshold, per case.", "TP/n − FP/n · t/(1 − t)"
+        "net benefit",
+        "Cases found, less false alarms weighted by the odds of the threshold, per case.",
+        "P(D = 1, Y = 1) − P(D = 1, Y = 0) · t/(1 − t), t the threshold",
     ),
     "equalized_odds": Measure(
         "equalized odds difference",

@@ -170,6 +170,8 @@ def _judge(
     """(the audit of labels and scores, what checks its gates)."""
     names = [*taken.classes, "macro"] if taken.classes else list(taken.labels)
     gates = [parse_gate(text, names, taken.attributes) for text in fail_if]
+    if config.metrics:
+        config = replace(config, metrics=[*config.metrics, *(gate.metric for gate in gates)])
     result = evaluate(
         taken.frame, labels=taken.labels, attributes=taken.attributes, config=config, seed=seed, bins=taken.bins, missing=missing,
         classes=taken.classes, threads=threads,
