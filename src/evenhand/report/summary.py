@@ -233,6 +233,7 @@ def _certainty(audit: Json) -> list[str]:
         f"{times}, all images of a patient together. "
         "A gap whose interval excludes 0 is unlikely to be chance alone; one whose interval includes 0 is not thereby shown to be absent."
     ]
+    lines += _design_effect(audit)
     family = made.get("family") or {}
     if family.get("tests"):
         lines.append(
@@ -240,6 +241,21 @@ def _certainty(audit: Json) -> list[str]:
             f"({str(family.get('method', 'holm')).capitalize()}; {words.listing([words.gap_title(m) for m in family.get('metrics', [])])})."
         )
     return lines
+
+
+def _design_effect(audit: Json) -> list[str]:
+    """How much wider intervals are than if images were independent; nothing where every patient has one image."""
+    effects = {label: b["overall"].get("design_effect") or {} for label, b in audit["labels"].items()}
+    metric = next((name for name in ("auc", "accuracy") if any(found.get(name) for found in effects.values())), None)
+    if metric is None:
+        return []
+    wider = sorted(float(found[metric]) ** 0.5 for found in effects.values() if found.get(metric))
+    middle = (wider[(len(wider) - 1) // 2] + wider[len(wider) // 2]) / 2
+    spread = f" ({wider[0]:.2f} to {wider[-1]:.2f} over {len(wider)} labels, median {middle:.2f})" if len(wider) > 1 else ""
+    return [
+        f"Patients have {audit['n'] / audit['n_patients']:.1f} images on average, and images of one patient are alike: the interval of the "
+        f"overall {'AUC' if metric == 'auc' else metric} is {middle:.2f} times as wide as if every image were a patient of its own{spread}."
+    ]
 
 
 def _limits(audit: Json) -> list[str]:
