@@ -116,6 +116,32 @@ def test_unlabelled_rows_and_unknown_metrics() -> None:
     assert "no bounds" in found["ece"]["reason"]
 
 
+def test_under_diagnosis_reference_and_net_benefit() -> None:
+    question = _question(60, 4)
+    codes = (np.arange(60) % 2).astype(np.int64)
+    codes[:6] = -1
+    groups = Groups("a", ("x", "y"), codes)
+    gap = Gap(value=0.2, lower=0.1, upper=0.4)
+    gaps = {"fpr": gap, "underdiagnosis": Gap(value=0.2, measure="fpr"), "disparate_impact": gap, "disparate_impact_distance": gap}
+    asked = Question("y", question.y_true, question.y_score, question.decision, {"value": 0.2})
+    found = gap_bounds(asked, groups, np.arange(60), {**gaps, "net_benefit": gap}, reference="x")
+    assert found["underdiagnosis"]["upper"] == found["fpr"]["upper"]
+    ratios, benefits = [], []
+    for places in product(range(2), repeat=6):
+        full = np.append(np.array(places), codes[6:])
+        d, y = question.decision, question.y_true
+        flagged = [d[full == code].mean() for code in (0, 1)]
+        ratios.append(flagged[1] / flagged[0])
+        benefits.append(np.ptp([(d * (y - 0.25 * (1 - y)))[full == code].mean() for code in (0, 1)]))
+    assert found["disparate_impact"]["lower"] == pytest.approx(min(ratios))
+    assert found["disparate_impact"]["upper"] >= max(ratios)
+    assert found["disparate_impact"]["interval"][0] <= min(ratios)
+    far = found["disparate_impact_distance"]
+    assert far["lower"] <= min(abs(1 - r) for r in ratios) <= max(abs(1 - r) for r in ratios) <= far["upper"]
+    assert found["net_benefit"]["upper"] == pytest.approx(max(benefits))
+    assert gap_bounds(question, groups, np.arange(60), {"net_benefit": gap})["net_benefit"]["upper"] is None
+
+
 def test_the_interval_is_wider_than_the_bounds() -> None:
     question = _question(60, 3)
     codes = (np.arange(60) % 2).astype(np.int64)

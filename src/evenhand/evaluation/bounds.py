@@ -12,15 +12,15 @@ import numpy.typing as npt
 from evenhand.data.groups import Groups
 from evenhand.evaluation.cohort import Question
 from evenhand.metrics.bounds import Differences, GapBounds, auc_differences, bounds_of_gap, ratio_bounds, share_differences
-from evenhand.metrics.gaps import COMBINED, Gap
-from evenhand.metrics.rates import RATES, UNBOUNDED, row_sums
+from evenhand.metrics.gaps import COMBINED, RATIOS, Gap
+from evenhand.metrics.net_benefit import threshold_odds
+from evenhand.metrics.rates import RATES, UNBOUNDED, ratios, row_sums
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 NO_BOUNDS = "no bounds are computed for this metric"
-RATIO_NAMES = frozenset({"demographic_parity_ratio", "disparate_impact"})
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ class _Split:
     known: FloatArray
     units: FloatArray
     n_groups: int
+    odds: float
 
 
 def gap_bounds(
-    question: Question, groups: Groups, patient: IntArray, gaps: Mapping[str, Gap], *, reference: str | None = None
+    question: Question,
+    groups: Groups,
+    patient: IntArray,
+    gaps: Mapping[str, Gap],
+    *,
+    reference: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     r"""Bounds of every gap over all assignments of the patients without a group to the groups of the table.
 
@@ -62,7 +68,7 @@ def gap_bounds(
         groups: of the judged rows.
         patient: patient codes of the judged rows.
         gaps: name -> the reported gap; decides which groups enter, and the width of ``interval``.
-        reference: reference group of the disparate impact; bounds of that ratio are left out when there is one.
+        reference: key of the reference group of the disparate impact, if any.
 
     Returns:
         Name of the gap -> ``{lower, upper, exact, lower_exact, upper_exact, interval, groups: [low, high], n_missing,
@@ -77,7 +83,8 @@ def gap_bounds(
     truth, score, decision = question.y_true[use], question.y_score[use], question.decision[use]
     missing = codes < 0
     known, units = _sums(row_sums(truth, score, decision), codes, unit, len(groups.keys))
-    split = _Split(codes, unit, truth, score, missing, known, units, len(np.unique(groups.codes[groups.codes >= 0])))
+    n_groups, odds = len(np.unique(groups.codes[groups.codes >= 0])), threshold_odds(question.threshold.get("value"))
+    split = _Split(codes, unit, truth, score, missing, known, units, n_groups, odds)
     counts = {
         "n_missing": int(missing.sum()),
         "n_missing_patients": len(np.unique(unit[missing])),
@@ -87,7 +94,8 @@ def gap_bounds(
     found = {}
     for name, gap in gaps.items():
         inside = _entering(groups, gap)
-        bounds = None if len(inside) < 2 or (reference and name.startswith("disparate_impact")) else _bounds(name, split, inside, cache)
+        first = groups.keys.index(reference) if reference in groups.keys and name.startswith("disparate_impact") else None
+        bounds = _bounds(name, gap, split, inside, first, cache) if len(inside) > 1 else None
         found[name] = {**_record(name, gap, bounds, groups, inside), **counts}
     return found
 
@@ -117,15 +125,18 @@ def _entering(groups: Groups, gap: Gap) -> tuple[int, ...]:
 
 
 def _bounds(
-    name: str, split: _Split, inside: tuple[int, ...], cache: dict[tuple[str, tuple[int, ...]], Differences | None]
+    name: str,
+    gap: Gap,
+    split: _Split,
+    inside: tuple[int, ...],
+    first: int | None,
+    cache: dict[tuple[str, tuple[int, ...]], Differences | None],
 ) -> GapBounds | None:
-    """The bounds of one gap, base metric or named combination."""
-    parts = COMBINED.get(name, (name,))
-    if name in RATIO_NAMES:
-        return _of_ratio(split, parts[0], inside)
-    if name == "disparate_impact_distance":
-        ratio = _of_ratio(split, parts[0], inside)
-        return GapBounds(1 - ratio.upper, 1 - ratio.lower, ratio.upper_exact, ratio.lower_exact, ratio.pair)
+    """The bounds of one gap, base metric or named combination; ``first`` is the reference group of a ratio."""
+    if name in RATIOS or name == "disparate_impact_distance":
+        ratio = _of_ratio(split, COMBINED[name][0], inside, first)
+        return ratio if name in RATIOS or ratio is None else _distance(ratio)
+    parts = (gap.measure,) if gap.measure else COMBINED.get(name, (name,))
     found = []
     for part in parts:
         if (part, inside) not in cache:
@@ -135,6 +146,13 @@ def _bounds(
             return None
         found.append(bounds_of_gap(differences))
     return found[0] if len(found) == 1 else _combine(name, found, apart=_one_class_each(split))
+
+
+def _distance(ratio: GapBounds) -> GapBounds:
+    """|1 - ratio|."""
+    if ratio.upper <= 1:
+        return GapBounds(1 - ratio.upper, 1 - ratio.lower, ratio.upper_exact, ratio.lower_exact, ratio.pair)
+    return GapBounds(max(0.0, ratio.lower - 1), max(1 - ratio.lower, ratio.upper - 1), False, False, ratio.pair)
 
 
 def _combine(name: str, found: list[GapBounds], *, apart: bool) -> GapBounds:
@@ -169,11 +187,11 @@ def _differences(metric: str, split: _Split, inside: tuple[int, ...]) -> Differe
     others = split.n_groups > len(inside)
     if metric == "auc":
         return _auc(split, inside, others)
-    if metric not in RATES:
+    if metric not in RATES and not (metric == "net_benefit" and np.isfinite(split.odds)):
         return None
     known, units = split.known[list(inside)], split.units
     found, bottoms = [], []
-    for top, bottom in RATES[metric]:
+    for top, bottom in ratios(metric, split.odds):
         u, v = np.asarray(top, float), np.asarray(bottom, float)
         if not (known @ v > 0).all():
             return None
@@ -187,11 +205,14 @@ def _differences(metric: str, split: _Split, inside: tuple[int, ...]) -> Differe
     return Differences(np.asarray(largest), exact, settled=all(item.settled for item in found))
 
 
-def _of_ratio(split: _Split, metric: str, inside: tuple[int, ...]) -> GapBounds:
+def _of_ratio(split: _Split, metric: str, inside: tuple[int, ...], first: int | None) -> GapBounds | None:
+    if first is not None and first not in inside:
+        return None
     known, units = split.known[list(inside)], split.units
     ((top, bottom),) = RATES[metric]
     u, v = np.asarray(top, float), np.asarray(bottom, float)
-    return ratio_bounds(known @ u, known @ v, units @ u, units @ v, other_groups=split.n_groups > len(inside))
+    others, reference = split.n_groups > len(inside), None if first is None else inside.index(first)
+    return ratio_bounds(known @ u, known @ v, units @ u, units @ v, other_groups=others, reference=reference)
 
 
 def _auc(split: _Split, inside: tuple[int, ...], others: bool) -> Differences | None:
@@ -208,8 +229,8 @@ def _record(name: str, gap: Gap, bounds: GapBounds | None, groups: Groups, insid
         return {"lower": None, "upper": None, "reason": gap.reason or NO_BOUNDS}
     low, high = (groups.keys[inside[position]] for position in bounds.pair)
     return {
-        "lower": bounds.lower,
-        "upper": bounds.upper,
+        "lower": _finite(bounds.lower),
+        "upper": _finite(bounds.upper),
         "exact": bounds.lower_exact and bounds.upper_exact,
         "lower_exact": bounds.lower_exact,
         "upper_exact": bounds.upper_exact,
@@ -222,11 +243,18 @@ def _widened(name: str, gap: Gap, bounds: GapBounds) -> list[float | None] | Non
     """The bounds, moved apart by the half-widths of the gap's interval; of a ratio by its factors."""
     if gap.value is None or gap.lower is None:
         return None
-    if name in RATIO_NAMES:
-        upper = None if gap.upper is None or not gap.value else min(1.0, bounds.upper * gap.upper / gap.value)
-        return [bounds.lower * gap.lower / gap.value if gap.value else 0.0, upper]
+    if name in RATIOS:
+        if not gap.value:
+            return None
+        most = 1.0 if bounds.upper <= 1 else np.inf
+        upper = None if gap.upper is None else _finite(min(most, bounds.upper * max(1.0, gap.upper / gap.value)))
+        return [bounds.lower * min(1.0, gap.lower / gap.value), upper]
     lower = max(0.0, bounds.lower - max(gap.value - gap.lower, 0.0))
     if gap.upper is None:
         return [lower, None]
     upper = bounds.upper + max(gap.upper - gap.value, 0.0)
     return [lower, upper if name in UNBOUNDED else min(1.0, upper)]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

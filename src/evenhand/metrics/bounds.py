@@ -164,17 +164,26 @@ def _largest_between(
     return float(((p + share * moved) / (q + moved) - (p_rest - share * moved) / (q_rest - moved)).max())
 
 
-def ratio_bounds(known_top: FloatArray, known_bottom: FloatArray, top: FloatArray, bottom: FloatArray, *, other_groups: bool) -> GapBounds:
-    """Bounds on min / max of a share over the groups; arguments as in `share_differences`.
+def ratio_bounds(
+    known_top: FloatArray,
+    known_bottom: FloatArray,
+    top: FloatArray,
+    bottom: FloatArray,
+    *,
+    other_groups: bool,
+    reference: int | None = None,
+) -> GapBounds:
+    """Bounds on min / max of a share over the groups, or on min / reference; arguments as in `share_differences`.
 
-    The lower bound (the worst case) is exact; the upper one is at most 1 and conservative.
+    The lower bound (the worst case) is exact; the upper one is conservative, without a reference at most 1, with one possibly
+    infinite. ``reference`` is the position of the reference group.
     """
     use = bottom > 0
     top, bottom = top[use], bottom[use]
     low, high = share_ranges(known_top, known_bottom, top, bottom)
     k = len(known_top)
-    worst, best, pair = np.inf, 1.0, (0, 1)
-    for i in range(k):
+    worst, best, pair = np.inf, np.inf if reference is not None else 1.0, (0, 1)
+    for i in range(k) if reference is None else (reference,):
         for j in range(k):
             if i == j:
                 continue
@@ -184,8 +193,9 @@ def ratio_bounds(known_top: FloatArray, known_bottom: FloatArray, top: FloatArra
                 reached = low[j] / high[i] if high[i] > 0 else np.inf
             if reached < worst:
                 worst, pair = reached, (j, i)
-            best = min(best, high[j] / low[i] if low[i] > 0 else 1.0)
-    return GapBounds(float(min(worst, 1.0)), float(best), bool(np.isfinite(worst)), not len(top), pair)
+            best = min(best, high[j] / low[i] if low[i] > 0 else np.inf)
+    worst = worst if reference is not None else min(worst, 1.0)
+    return GapBounds(float(worst), float(best), bool(np.isfinite(worst)), not len(top), pair)
 
 
 def _two_ratios(known_top: FloatArray, known_bottom: FloatArray, top: FloatArray, bottom: FloatArray, i: int) -> float:
