@@ -173,6 +173,22 @@ def quantile_groups(values: pd.Series, edges: Sequence[float], attribute: str) -
     Raises:
         TableError: values that are not numbers, each with its row.
     """
+    numbers = measured(values, attribute)
+    codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
+    codes[np.isnan(numbers)] = -1
+    names = [f"{edge:g}" for edge in edges]
+    if len(set(names)) < len(set(edges)):
+        names = [number_key(edge) for edge in edges]
+    last = len(edges) - 2
+    return Groups(attribute, tuple(f"[{a},{b}{']' if k == last else ')'}" for k, (a, b) in enumerate(pairwise(names))), codes)
+
+
+def measured(values: pd.Series, attribute: str) -> npt.NDArray[np.float64]:
+    """A column of finite numbers, NaN where empty.
+
+    Raises:
+        TableError: values that are not numbers, each with its row.
+    """
     numbers, missing = _numbers(values)
     wrong = np.flatnonzero(~missing & ~np.isfinite(numbers))
     if len(wrong):
@@ -180,13 +196,7 @@ def quantile_groups(values: pd.Series, edges: Sequence[float], attribute: str) -
             f"column '{attribute}' has {len(wrong)} values that are not numbers, so it cannot be cut into quantile bins; correct them",
             [f"row {row + 1}: {attribute} is {cell(values.iloc[row])}" for row in wrong],
         )
-    codes = np.searchsorted(np.asarray(edges[1:-1], float), numbers, side="right").astype(np.int64)
-    codes[missing] = -1
-    names = [f"{edge:g}" for edge in edges]
-    if len(set(names)) < len(set(edges)):
-        names = [number_key(edge) for edge in edges]
-    last = len(edges) - 2
-    return Groups(attribute, tuple(f"[{a},{b}{']' if k == last else ')'}" for k, (a, b) in enumerate(pairwise(names))), codes)
+    return numbers
 
 
 def _numbers(values: pd.Series) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from evenhand.data.groups import quantile_edges, quantile_groups
+from evenhand.data.groups import measured, quantile_edges, quantile_groups
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.cohort import patient_ids, split_rows
 from evenhand.evaluation.columns import coded_frame, is_quantiles, split_column
@@ -205,15 +205,16 @@ def _quantiles(
         rows = split_rows(coded, np.ones(len(coded), dtype=bool))[0] if rows is None else rows
         rule = asked if isinstance(asked, str) else AUTO_BINS
         column = need_column(frame, name, "attribute")
-        edges = quantile_edges(_one_a_patient(coded, column, rows), int(rule[1:]), name)
+        edges = quantile_edges(_one_a_patient(coded, measured(column, name), rows), int(rule[1:]), name)
         coded = coded.assign(**{stored: quantile_groups(column, edges, name).names()})
         found[name] = {"bins": rule, "edges": list(edges), "automatic": auto}
     return coded, found
 
 
-def _one_a_patient(coded: pd.DataFrame, column: pd.Series, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _one_a_patient(
+    coded: pd.DataFrame, numbers: npt.NDArray[np.float64], rows: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
     """The values of the judged rows, each once a patient, so that a patient of many images weighs as one."""
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     use = rows & np.isfinite(numbers)
     patient = patient_ids(coded)[0][use] if "patient_id" in coded.columns else np.arange(int(use.sum()))
     once = ~pd.DataFrame({"patient": patient, "value": numbers[use]}).duplicated().to_numpy(bool)

@@ -1,0 +1,101 @@
+"""From anybody's table to the contract's: columns, quantile bins, what is said, and errors in the user's words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evenhand.errors import ConfigError, TableError
+from evenhand.evaluation.attributes import audit_groups
+from evenhand.evaluation.intake import Request, take_in
+
+N = 40
+RNG = np.random.default_rng(0)
+FRAME = pd.DataFrame({
+    "Patient ID": np.arange(N) // 2, "Label": np.where(np.arange(N) % 4 < 2, "yes", "no"), "prob": RNG.random(N),
+    "Sex": np.tile(["f", "m"], N // 2), "Age": np.repeat(np.arange(N // 2) + 30, 2), "fold": np.where(np.arange(N) % 8 < 2, "Dev", "Test"),
+    "view": "AP",
+})  # fmt: skip
+
+
+def test_everything_is_recognised_and_said() -> None:
+    found = take_in(FRAME, Request())
+    assert found.labels == ("Label",)
+    assert found.attributes == ("Sex", "Age")
+    assert set(found.frame["split"]) == {"val", "test"}
+    assert found.frame["y_true"].tolist() == (FRAME["Label"] == "yes").astype(float).tolist()
+    assert found.frame["patient_id"].tolist() == FRAME["Patient ID"].tolist()
+    roles = {name: item["columns"] for name, item in found.record["roles"].items()}
+    assert roles == {"label": ["Label"], "score": ["prob"], "patient": ["Patient ID"], "split": ["fold"], "groups": ["Sex", "Age"]}
+    assert found.record["unused"] == ["view"]
+    for line in ("  label:    Label", "  patient:  Patient ID", "  not used: view", "  label 'Label': 'yes' is the positive class"):
+        assert line in found.said
+    assert any("Age is cut into q4 bins" in line for line in found.said)
+
+
+def test_nothing_is_said_of_what_was_named() -> None:
+    asked = Request(("Label",), ("prob",), groups=("Sex",), pos_label="yes")
+    assert take_in(FRAME, asked).said == ("label 'Label': 'yes' is the positive class",)
+    assert take_in(FRAME, Request(groups=())).attributes == ()
+
+
+def test_quantiles_are_of_the_judged_patients() -> None:
+    """Ages of the 30 test rows' 15 patients, each once, whatever the number of their images and the ages of others."""
+    more = pd.concat([FRAME, FRAME[FRAME["fold"] == "Test"].head(2)], ignore_index=True)
+    more.loc[more["fold"] == "Dev", "Age"] += 500
+    found = take_in(more, Request(groups=("Age=q3", "Sex*Age")))
+    ages = FRAME[FRAME["fold"] == "Test"].drop_duplicates("Patient ID")["Age"]
+    edges = found.record["quantile_bins"]["Age"]["edges"]
+    assert edges == pytest.approx(pd.qcut(ages, 3, retbins=True)[1])
+    groups = audit_groups(found.frame, found.attributes, found.bins, 50)
+    assert groups["Age"].keys == (f"[{edges[0]:g},{edges[1]:g})", f"[{edges[1]:g},{edges[2]:g})", f"[{edges[2]:g},{edges[3]:g}]")
+    assert (groups["Age"].codes[(more["fold"] == "Dev").to_numpy()] == 2).all()
+    assert len(groups["Sex*Age"].keys) == 6
+
+
+def test_edges_win_over_quantiles_and_stored_groups() -> None:
+    found = take_in(FRAME.assign(Age__group="all"), Request(bins={"Age": (0, 40, 100)}))
+    assert audit_groups(found.frame, ["Age"], found.bins, 50)["Age"].keys == ("[0,40)", "[40,100)")
+    assert take_in(FRAME.assign(Age__group="all"), Request()).record["quantile_bins"] == {}
+
+
+def test_evenhands_own_columns_keep_their_decisions() -> None:
+    own = pd.DataFrame({"y_true_a": [0, 1], "y_true_b": [1, 0], "y_score_a": [0.1, 0.9], "y_score_b": [0.2, 0.8], "y_pred_b": [1, 1]})
+    found = take_in(own, Request())
+    assert found.labels == ("a", "b")
+    assert "y_pred_b" in found.frame
+    assert "y_pred_a" not in found.frame
+    classes = pd.DataFrame({"y_true": ["u", "v"], "y_score_u": [0.4, 0.2], "y_score_v": [0.6, 0.8], "y_pred": ["u", "v"]})
+    assert take_in(classes, Request()).classes == ("u", "v")
+    assert take_in(classes, Request()).frame["y_pred"].tolist() == ["u", "v"]
+
+
+def test_class_names_of_numbers_with_gaps() -> None:
+    frame = pd.DataFrame({"dx": [0, 1, np.nan, 2], "s_0": [0.5] * 4, "s_1": [0.3] * 4, "s_2": [0.2] * 4})
+    found = take_in(frame, Request(("dx",), ("s_0", "s_1", "s_2")))
+    assert found.classes == ("0", "1", "2")
+    assert found.frame["y_true"].tolist()[:2] == ["0", "1"]
+    assert pd.isna(found.frame["y_true"].iloc[2])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Request(("Lable",), ("prob",)), "there is no column 'Lable' .label.; did you mean 'Label'"),
+        (Request(("Label",), ("proba",)), "there is no column 'proba' .score.; did you mean 'prob'"),
+        (Request(("Label",), ("Age",)), "column 'Age' has 40 scores outside .0, 1. .*percentages"),
+        (Request(("view",), ("prob",)), "column 'view' has 40 values that are not 0 or 1 .AP."),
+        (Request(split="Sex"), "column 'Sex' has no row 'test' but 'f', 'm'"),
+        (Request(groups=("Age=4",)), "write age=q4"), (Request(groups=("Sex*Age=q4",)), "write age=q4"),
+        (Request(bins={"Age": "quartiles"}), "or quantiles, as q4"), (Request(bins={"view": "q4"}), "not among the groups"),
+        (Request(groups=("Sex=q4",)), "column 'Sex' has 40 values that are not numbers"),
+        (Request(("Label", "Sex"), ("prob",)), "2 labels, 1 scores and 0 decisions do not fit"),
+        (Request(("Label",), ("prob",), ("view", "Sex")), "do not fit"),
+    ],
+)  # fmt: skip
+def test_errors_use_the_users_names(asked: Request, words: str) -> None:
+    with pytest.raises((TableError, ConfigError), match=words) as caught:
+        take_in(FRAME, asked)
+    assert "y_score" not in caught.value.summary
+    assert "y_true" not in caught.value.summary
