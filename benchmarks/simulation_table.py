@@ -21,7 +21,9 @@ GAP_METRICS = {
     "auc": "AUC", "tpr": "TPR", "fpr": "FPR", "equalized_odds": "EO", "equalized_odds_mean": "EO mean", "positive_rate": "positive rate",
     "brier": "Brier",
 }
-WAYS = {"audit": "this audit", "independent": "images as patients", "percentile": "percentile of max-min", "pairs": "every pair, z-test"}
+WAYS = {"audit": "this audit", "independent": "images as patients", "maxmin": "percentile of max-min", "pairs": "every pair, z-test"}
+OTHERS = {"percentile": "patient bootstrap, percentile", "bca": "patient bootstrap, BCa", "independent": "image bootstrap, percentile"}
+"""Other ways to make a group's interval."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,15 @@ def tables(chosen: Sequence[Scenario], found: Tallies) -> Iterator[str]:
             keys = ("auc", "equalized_odds", "false")
             rows.append([item.name, *(percent(found[item.name], f"audit|claim|{key}") for key in keys)])
     yield from _table(["cohort", "AUC gap", "equalized-odds gap", "a claim where there is none"], rows)
-    yield "\nGroups: how often the interval holds the true value, in percent; mean width; the same with images as patients\n"
+    yield "\nGroups: how often the interval holds the true value, in percent, and its mean width; the same in other ways\n"
     yield from _table(
-        ["metric", "patients", "coverage", "intervals", "width", "coverage, images as patients", "width"],
+        ["metric", "patients", "intervals", "this audit", *(f"{title}" for title in OTHERS.values())],
         [row for metric, shown in GROUP_METRICS.items() for size in SIZES if (row := _group_row(found, metric, shown, size))],
     )
     yield "\nGaps: how often the interval holds the true gap, in percent\n"
     shown = [*GAP_METRICS.values()]
     rows = [[item.name, *(percent(found[item.name], f"audit|covers gap|{m}", False) for m in GAP_METRICS)] for item in chosen]
-    for way in ("independent", "percentile"):
+    for way in ("independent", "maxmin"):
         rows += [[f"{WAYS[way]}: {name}", *(percent(found[name], f"{way}|covers gap|{m}", False) for m in GAP_METRICS)] for name in without]
     yield from _table(["cohort", *shown], rows)
     yield "\nMean width of the gaps' intervals\n"
@@ -142,17 +144,16 @@ def tables(chosen: Sequence[Scenario], found: Tallies) -> Iterator[str]:
     yield from _table(["patients", *(GROUP_METRICS[m] for m in kinds)], rows)
 
 
-_CLAIMS = (("audit", "holm"), ("audit", "raw"), ("independent", "holm"), ("percentile", "holm"), ("pairs", "holm"))
+_CLAIMS = (("audit", "holm"), ("audit", "raw"), ("independent", "holm"), ("maxmin", "holm"), ("pairs", "holm"))
 
 
 def _group_row(found: Tallies, metric: str, shown: str, size: str) -> list[str]:
-    key = f"covers|{metric}|{size}"
-    own, other = (pooled(found, f"{way}|{key}") for way in ("audit", "independent"))
-    if not share(own, f"audit|{key}")[1]:
-        return []
-    widths = [_width(pooled(found, f"{way}|width|{metric}|{size}"), f"{way}|width|{metric}|{size}") for way in ("audit", "independent")]
-    n = share(own, f"audit|{key}")[1]
-    return [shown, size, percent(own, f"audit|{key}"), f"{n:,}", widths[0], percent(other, f"independent|{key}"), widths[1]]
+    cells = []
+    for way in ("audit", *OTHERS):
+        key, width = f"{way}|covers|{metric}|{size}", f"{way}|width|{metric}|{size}"
+        cells.append(f"{percent(pooled(found, key), key)}, {_width(pooled(found, width), width)}")
+    n = share(pooled(found, key := f"audit|covers|{metric}|{size}"), key)[1]
+    return [shown, size, f"{n:,}", *cells] if n else []
 
 
 def _width(tally: Mapping[str, Sequence[float]], key: str) -> str:

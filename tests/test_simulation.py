@@ -97,8 +97,9 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was_killed(
     _, more = tiny(simulation, tmp_path, 20)
     tally = more["tallies"]["2 x 50"]
     assert tally["audit|claim|holm"][1] == 20
-    assert tally["independent|claim|holm"][1] == tally["percentile|claim|holm"][1] == 4
-    assert tally["percentile|claim|holm"][0] == 4  # the percentile interval of a maximum leaves 0 out by its construction
+    assert tally["independent|claim|holm"][1] == tally["maxmin|claim|holm"][1] == 4
+    assert tally["maxmin|claim|holm"][0] == 4  # the percentile interval of a maximum leaves 0 out by its construction
+    assert tally["bca|covers|auc|50 to 199"][1] == tally["percentile|covers|auc|50 to 199"][1] == 8
     text = capsys.readouterr().out
     assert "| 2 x 50 |" in text
     assert "Bars: " in text
