@@ -112,7 +112,8 @@ def _nifti(file: Path) -> tuple[npt.NDArray[Any], tuple[float, ...], str]:
         array = np.asanyarray(image.dataobj)
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         raise ImageError("cannot be read as NIfTI (damaged, truncated or of another kind)") from error
-    zooms = tuple(float(step) for step in image.header.get_zooms())
+    # the header holds single precision
+    zooms = tuple(round(float(step), 6) for step in image.header.get_zooms())
     return array, zooms, "".join(str(axis) for axis in nibabel.aff2axcodes(image.affine))
 
 
