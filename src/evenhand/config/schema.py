@@ -113,6 +113,7 @@ class AuditConfig:
         choices=("auto", "percentile", "bca"),
     )
     bounds: bool = opt(True, "bounds on every gap over all groups that patients with a missing attribute could belong to")
+    details: bool = opt(True, "power, prevalence-matched and case-mix standardised gaps, ranked intersections")
     adjust: list[str] = opt([], "case-mix columns (as age, view, site) over which gaps are standardised")
     reference: dict[str, str] = opt({}, "attribute -> reference group of disparate impact, as reference.sex=male")
     no_finding: list[str] = opt(

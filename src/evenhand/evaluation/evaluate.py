@@ -17,6 +17,7 @@ from evenhand.errors import ConfigError
 from evenhand.evaluation.attributes import MISSING_KEY
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
+from evenhand.evaluation.details import add_details
 from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
@@ -135,6 +136,7 @@ def evaluate(
                 name: _attribute_json(cohort.groups[name], tables[name][0][label], gaps[label, name], config) for name in tables
             },
         }
+    add_details(data, cohort, tables, config, n_tests=n_tests, seed=seed, threads=threads, bins=bins)
     data["verdicts"] = audit_verdicts(data["labels"], config.primary, config.confidence, cohort.kind)
     failed = sum(item.n_failed for by_label, _ in tables.values() for groups in by_label.values() for item in groups.values())
     data["provenance"] = {
