@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
+import numpy.typing as npt
 
 from evenhand.evaluation.cohort import Question
 from evenhand.metrics.cells import make_cell
@@ -13,13 +14,14 @@ DESIGNED = ("auc", "tpr", "fpr", "accuracy", "brier")
 """Metrics whose design effect is told."""
 
 
-def design_effects(question: Question, patient: np.ndarray, estimable: Collection[str]) -> dict[str, float | None]:
+def design_effects(question: Question, patient: npt.NDArray[np.int64], estimable: Collection[str]) -> dict[str, float | None]:
     r"""Variance with patients as clusters over the variance with every image taken for a patient of its own.
 
     .. math:: \mathrm{deff} = \frac{\widehat{\mathrm{Var}}_\text{patients}(\hat\theta)}{\widehat{\mathrm{Var}}_\text{images}(\hat\theta)}
 
     Both are the linearised variances of `evenhand.metrics.cells.Cell.moments`. Intervals are :math:`\sqrt{\mathrm{deff}}`
-    times as wide as if images were independent; it is below 1 where images of a patient are less alike than chance.
+    times as wide as if images were independent; it is below 1 where what is alike
+    in a patient's images cancels, as in an AUC that compares images of the same patient.
 
     Args:
         question: a label and its decisions.
@@ -36,9 +38,10 @@ def design_effects(question: Question, patient: np.ndarray, estimable: Collectio
     units = patient[use]
     if len(np.unique(units)) == len(units):
         return {}
-    rows = [column[use] for column in (question.y_true, question.y_score, question.decision)]
+    rows = (question.y_true[use], question.y_score[use], question.decision[use])
     names = tuple(name for name in DESIGNED if name in estimable)
-    clustered, alone = (make_cell(*rows, unit).moments(names) for unit in (units, np.arange(len(units))))
+    clustered = make_cell(*rows, units).moments(names)
+    alone = make_cell(*rows, np.arange(len(units))).moments(names)
     found: dict[str, float | None] = dict.fromkeys(DESIGNED)
     for name in names:
         wide, narrow = float(clustered[name][1][0]), float(alone[name][1][0])

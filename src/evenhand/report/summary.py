@@ -245,16 +245,19 @@ def _certainty(audit: Json) -> list[str]:
 
 def _design_effect(audit: Json) -> list[str]:
     """How much wider intervals are than if images were independent; nothing where every patient has one image."""
-    effects = {label: b["overall"].get("design_effect") or {} for label, b in audit["labels"].items()}
-    metric = next((name for name in ("auc", "accuracy") if any(found.get(name) for found in effects.values())), None)
-    if metric is None:
+    parts = []
+    for metric in ("accuracy", "auc"):
+        effects = [(b["overall"].get("design_effect") or {}).get(metric) for b in audit["labels"].values()]
+        wider = sorted(float(effect) ** 0.5 for effect in effects if effect is not None)
+        if wider:
+            middle = (wider[(len(wider) - 1) // 2] + wider[len(wider) // 2]) / 2
+            spread = f" (median; {wider[0]:.1f} to {wider[-1]:.1f} over {len(wider)} labels)" if len(wider) > 1 else ""
+            parts.append(f"{middle:.1f} times as wide for {'AUC' if metric == 'auc' else metric}{spread}")
+    if not parts:
         return []
-    wider = sorted(float(found[metric]) ** 0.5 for found in effects.values() if found.get(metric))
-    middle = (wider[(len(wider) - 1) // 2] + wider[len(wider) // 2]) / 2
-    spread = f" ({wider[0]:.2f} to {wider[-1]:.2f} over {len(wider)} labels, median {middle:.2f})" if len(wider) > 1 else ""
     return [
-        f"Patients have {audit['n'] / audit['n_patients']:.1f} images on average, and images of one patient are alike: the interval of the "
-        f"overall {'AUC' if metric == 'auc' else metric} is {middle:.2f} times as wide as if every image were a patient of its own{spread}."
+        f"Patients have {audit['n'] / audit['n_patients']:.1f} images on average. Because images of one patient are not independent, "
+        f"overall intervals are {' and '.join(parts)} compared with taking every image for a patient of its own."
     ]
 
 
