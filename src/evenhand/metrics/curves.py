@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evenhand.metrics.bootstrap import bootstrap_blocks
 from evenhand.metrics.rates import wilson
+from evenhand.random import generator
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -27,9 +27,9 @@ GRID: FloatArray = np.linspace(0.0, 1.0, 51)
 """Where bands of ROC (FPR) and precision-recall (recall) curves are given."""
 THRESHOLDS: FloatArray = np.arange(1, 100) / 100
 """Threshold probabilities of decision curves."""
-MOST_LEVELS = 250
+MOST_LEVELS = 200
 MOST_DRAWS = 20_000_000
-"""Replicates times patients: beyond it fewer replicates are drawn, but never fewer than `FEWEST`; bands are narrow there."""
+"""Replicates times kinds of patients: beyond it fewer replicates are drawn, but never fewer than `FEWEST`; bands are narrow there."""
 FEWEST = 50
 
 
@@ -207,9 +207,9 @@ def group_curves(
     Args:
         y_true: (n,) in {0, 1}.
         y_score: (n,) probabilities in [0, 1].
-        unit: (n,) patient of each row, codes from 0 on.
+        unit: (n,) patient of each row.
         codes: (n,) group of each row, from 0 on; rows of a negative code take no part.
-        n_bootstrap: replicates of the bands; 0: no bands. Above `MOST_DRAWS` replicates times patients there are fewer.
+        n_bootstrap: replicates of the bands; 0: no bands. Beyond `MOST_DRAWS` there are fewer.
         seed: of the random stream.
         name: names the random stream.
         confidence: level of the bands.
@@ -226,14 +226,15 @@ def group_curves(
     """
     positive = np.asarray(y_true) == 1
     known = [int(c) for c in np.unique(codes[codes >= 0]) if len(np.unique(positive[codes == c])) == 2]
-    rows = {code: np.flatnonzero(codes == code) for code in known}
-    bands = _bands(positive, np.asarray(y_score, float), unit, codes, rows, n_bootstrap, seed, name, confidence) if known else {}
     found = {}
-    for code, use in rows.items():
+    for code in known:
+        use = np.flatnonzero(codes == code)
         y, score, own = positive[use], np.asarray(y_score, float)[use], unit[use]
+        rng = generator(seed, "curves", name, code)
+        bands = _bands(_levels(y, score, own), n_bootstrap, rng, confidence) if n_bootstrap else {}
         benefit, everybody = net_benefit_points(y, score)
         curves = {"roc": roc_points(y, score), "pr": precision_recall_points(y, score), "decision": (THRESHOLDS, benefit)}
-        lines = {kind: _line(kind, *points, bands.get(code, {}).get(kind)) for kind, points in curves.items()}
+        lines = {kind: _line(kind, *points, bands.get(kind)) for kind, points in curves.items()}
         bins = reliability_bins(y, score, own, confidence=confidence)
         sizes = (len(use), int(y.sum()), len(np.unique(own)))
         found[code] = GroupCurves(*sizes, lines["roc"], lines["pr"], lines["decision"], everybody, bins)
@@ -280,11 +281,20 @@ def _line(kind: str, x: FloatArray, y: FloatArray, band: tuple[FloatArray, Float
 
 @dataclass(frozen=True)
 class _Levels:
-    """One group's rows by level of score (ascending) and unit: sparse (levels, units), and which level each threshold starts."""
+    """One group's rows by level of score (ascending) and kind of patient.
 
-    units: IntArray
+    Patients with one row in the same level and of the same class are of one kind: in the bootstrap only their number
+    matters. A patient with several rows is a kind of its own.
+
+    Attributes:
+        positive, negative: sparse (levels, kinds), rows of one patient of the kind.
+        patients: (kinds,) how many there are.
+        starts: level at which each of `THRESHOLDS` starts.
+    """
+
     positive: Any
     negative: Any
+    patients: IntArray
     starts: IntArray
 
 
@@ -294,46 +304,43 @@ def _levels(positive: npt.NDArray[np.bool_], score: FloatArray, unit: IntArray) 
     distinct = np.unique(score)
     edges = np.unique(np.append(distinct[:: -(-len(distinct) // MOST_LEVELS)], THRESHOLDS))
     level = np.searchsorted(edges, score, side="right")
-    units, local = np.unique(unit, return_inverse=True)
-    shape = (len(edges) + 1, len(units))
-    high, low = (csr_array((np.ones(int(use.sum())), (level[use], local[use])), shape=shape) for use in (positive, ~positive))
-    return _Levels(units, high, low, np.searchsorted(edges, THRESHOLDS) + 1)
+    _, local, rows = np.unique(unit, return_inverse=True, return_counts=True)
+    several = rows[local] > 1
+    kind, first = np.unique(np.where(several, -1 - local, 2 * level + positive), return_inverse=True)
+    patients = np.bincount(first, minlength=len(kind))
+    patients[kind < 0] = 1
+    one = np.append(True, np.diff(np.sort(first)) > 0)
+    picked = several.copy()
+    picked[np.argsort(first, kind="stable")[one]] = True
+    shape = (len(edges) + 1, len(kind))
+    high, low = (
+        csr_array((np.ones(int(use.sum())), (level[use], first[use])), shape=shape) for use in (positive & picked, ~positive & picked)
+    )
+    return _Levels(high, low, patients, np.searchsorted(edges, THRESHOLDS) + 1)
 
 
-def _bands(
-    positive: npt.NDArray[np.bool_],
-    score: FloatArray,
-    unit: IntArray,
-    codes: IntArray,
-    rows: dict[int, npt.NDArray[np.intp]],
-    n_bootstrap: int,
-    seed: int,
-    name: str,
-    confidence: float,
-) -> dict[int, dict[str, tuple[FloatArray, FloatArray]]]:
-    """Group code -> kind of curve -> (lower, upper) on its grid."""
-    strata = np.full(int(unit.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(strata, unit, codes)
-    present = np.unique(unit)
-    place = np.zeros(len(strata), np.int64)
-    place[present] = np.arange(len(present))
-    wanted = min(n_bootstrap, max(FEWEST, MOST_DRAWS // len(present)))
-    if not n_bootstrap:
-        return {}
-    cells = {code: _levels(positive[use], score[use], place[unit[use]]) for code, use in rows.items()}
+def _bands(cell: _Levels, n_bootstrap: int, rng: np.random.Generator, confidence: float) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Kind of curve -> (lower, upper) on its grid, from draws of the group's patients with replacement."""
+    total = int(cell.patients.sum())
+    wanted = min(n_bootstrap, max(FEWEST, MOST_DRAWS // len(cell.patients)))
+    size = max(8, 4_000_000 // len(cell.patients))
+    parts = []
+    for start in range(0, wanted, size):
+        parts.append(_replicates(cell, _draws(cell.patients, total, min(size, wanted - start), rng)))
+    return {kind: _percentiles([part[kind] for part in parts], confidence) for kind in ("roc", "pr", "decision")}
 
-    def statistic(weights: FloatArray) -> dict[int, dict[str, FloatArray]]:
-        return {code: _replicates(cell, weights[cell.units]) for code, cell in cells.items()}
 
-    blocks = list(bootstrap_blocks(statistic, strata[present], wanted, seed, "curves", name))
-    return {
-        code: {kind: _percentiles([block[code][kind] for block in blocks], confidence) for kind in ("roc", "pr", "decision")}
-        for code in cells
-    }
+def _draws(patients: IntArray, total: int, columns: int, rng: np.random.Generator) -> FloatArray:
+    """How often each kind is drawn when ``total`` patients are drawn with replacement: (kinds, columns)."""
+    if total > 10 * len(patients):
+        return rng.multinomial(total, patients / total, size=columns).T.astype(float)
+    kind = np.repeat(np.arange(len(patients), dtype=np.int32), patients)
+    drawn = [np.bincount(kind[rng.integers(0, total, total, dtype=np.int32)], minlength=len(patients)) for _ in range(columns)]
+    return np.stack(drawn, axis=1).astype(float)
 
 
 def _replicates(cell: _Levels, weights: FloatArray) -> dict[str, FloatArray]:
-    """Each curve's height on its grid under each column of unit weights: (grid, b), NaN where a class has no weight."""
+    """Each curve's height on its grid under each column of weights of kinds: (grid, b), NaN where a class has no weight."""
     found, alarms = (np.cumsum((part @ weights)[::-1], axis=0) for part in (cell.positive, cell.negative))
     all1, all0 = found[-1], alarms[-1]
     with np.errstate(divide="ignore", invalid="ignore"):

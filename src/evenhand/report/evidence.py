@@ -10,7 +10,7 @@ from evenhand.report.page import Part, Section
 from evenhand.report.tables import Cell, Row, Table
 
 Json = Mapping[str, Any]
-FIRST = ("auc", "equalized_odds", "equal_opportunity", "tpr", "fpr", "demographic_parity", "mean", "median")
+FIRST = ("auc", "equalized_odds", "equal_opportunity", "fpr", "demographic_parity", "mean", "median")
 
 
 def missing_section(key: str, block: Json) -> Section | None:

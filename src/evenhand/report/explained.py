@@ -38,7 +38,7 @@ def _kind_parts(key: str, name: str, explained: Json, kind: str, sure: str) -> l
     first = [m for m in FIRST[kind] if m in entries] or list(entries)[:4]
     rest = [m for m in entries if m not in first]
     caption = f"Gaps by {title}: as they are, and with {what} in every group"
-    shown = _picture(f"{key}-{kind}", name, {m: entries[m] for m in first}, what, sure)
+    shown = _picture(key, name, {m: entries[m] for m in first}, what, sure) if kind == "metrics" else None
     text = _sentences(name, {m: entries[m] for m in first}, what) + (_lacking(entries) if kind == "metrics" else "")
     parts = [Part(text=text, table=_table(name, entries, first), caption=caption, figures=(shown,) if shown else ())]
     if rest:
@@ -126,6 +126,6 @@ def _picture(key: str, name: str, entries: Mapping[str, Json], what: str, sure: 
         return None
     said = "; ".join(f"{p.label} {words.number(p.value) or 'not estimable'}" for p in points)
     title = words.group_label(name, name)
-    svg = figures.forest(points, key=key, summary=f"Gaps by {title} as they are and with {what}. {said}.", axis="gap (0 = no difference)")
+    svg = figures.forest(points, key=f"{key}-mix", summary=f"Gaps by {title} as they are and with {what}. {said}.", axis="gap (0 = no difference)")
     how = f"Filled: the gap as it is; ring: with {what}; lines are {sure} intervals. Both are of the same two groups, so a ring can pass 0."
     return picture(f"Gaps by {title}, as they are and with {what}", svg, how)

@@ -50,7 +50,7 @@ def heat_parts(name: str, attribute: Json, block: Json) -> list[Part]:
         return []
     title = words.group_label(name, name)
     text = "Darker is worse. A cell is shaded by where it lies between the best and the worst cell of its map; n/e: not estimable."
-    return [Part(f"{title}, cell by cell", text, shades=STEPS, parts=tuple(parts))]
+    return [Part(f"{title}, cell by cell", text, shades=STEPS, classes="side", parts=tuple(parts))]
 
 
 def heat_map(
@@ -96,23 +96,24 @@ def ranked_parts(key: str, label: str, ranked: Sequence[Json], sure: str, level:
     clear = [item for item in ranked if _clear(item, level)]
     said = f"{len(clear)} of {words.plural(len(ranked), 'comparison')} " + ("has" if len(clear) == 1 else "have")
     text = (
-        "Each intersection against everyone who is not in it: the difference, and its p-value corrected for all intersections looked at. "
+        "Each group and intersection against everyone who is not in it: the difference, its interval, and its p-value corrected for all "
+        "comparisons of this list (the intervals are not). "
         f"{said} an adjusted p below {level:g}."
     )
     table = Table(
-        ("intersection", "measure", "here", "everyone else", "difference", "adjusted p", "images", "patients"),
+        ("group", "measure", "here", "everyone else", "difference", "adjusted p", "images", "patients"),
         tuple(_ranked_row(item) for item in ranked),
     )
     long = len(ranked) > MOST_RANKED
-    caption = "Intersections, ranked by the strength of the evidence"
+    caption = "Groups and intersections, ranked by the strength of the evidence"
     shown = _ranked_picture(key, label, ranked[:MOST_RANKED], sure, level)
     part = Part(table=table, caption=caption, fold=f"All {len(ranked)} comparisons" if long else "")
-    return [Part("Which intersections stand out", text, figures=(shown,) if shown else ()), part]
+    return [Part("Which groups and intersections stand out", text, figures=(shown,) if shown else ()), part]
 
 
 def _ranked_row(item: Json) -> Row:
     metric = words.measure(str(item["metric"])).title.split(" (")[0]
-    effect = {"value": item.get("effect"), "lower": item.get("lower"), "upper": item.get("upper"), "n": item.get("n")}
+    effect = {"value": item.get("effect"), "lower": item.get("lower"), "upper": item.get("upper"), "reason": item.get("reason")}
     cells = (
         Cell(metric, "", "text"),
         Cell(words.number(item.get("value")) or "–"),
@@ -131,7 +132,9 @@ def _clear(item: Json, level: float) -> bool:
 
 
 def _name(item: Json) -> str:
-    return words.group_label(str(item["attribute"]), str(item["group"]))
+    """The group, after its attribute where it is not a crossed one."""
+    attribute, group = str(item["attribute"]), str(item["group"])
+    return words.group_label(attribute, group) if "*" in attribute else f"{attribute}: {group}"
 
 
 def _ranked_picture(key: str, label: str, ranked: Sequence[Json], sure: str, level: float) -> Picture | None:
@@ -147,4 +150,4 @@ def _ranked_picture(key: str, label: str, ranked: Sequence[Json], sure: str, lev
     axis = "difference from everyone else"
     svg = figures.forest(points, key=f"{key}-ranked", summary=f"Intersections of {label}. {said}.", axis=axis)
     caption = f"The first {len(points)}; lines are {sure} intervals; filled where the adjusted p is below {level:g}."
-    return picture("Intersections against everyone else", svg, caption)
+    return picture("Groups and intersections against everyone else", svg, caption)
