@@ -12,7 +12,8 @@ import numpy.typing as npt
 from evenhand.data.groups import Groups
 from evenhand.evaluation.cohort import Cohort, Question
 from evenhand.metrics.cells import Cell, make_cell
-from evenhand.metrics.rates import GIVEN_LABEL
+from evenhand.metrics.net_benefit import threshold_odds
+from evenhand.metrics.rates import GIVEN_LABEL, RATES, SUMS, rate
 from evenhand.metrics.standardise import effective_units, standard_weights
 
 FloatArray = npt.NDArray[np.float64]
@@ -35,18 +36,39 @@ class CaseGroup:
     stratum: IntArray
     rows: FloatArray
     by_patient: Cell
+    table: Any
 
-    def counts(self, weights: FloatArray, n_strata: int) -> FloatArray:
-        """(s, b) weighted rows of each stratum."""
-        from scipy.sparse import csr_array
+    def draw(self, weights: FloatArray) -> Draw:
+        """The group under weights of the patients: sums by stratum once, whatever is then standardised."""
+        own = weights[self.patient]
+        return Draw(own, np.asarray(self.table @ own).reshape(-1, len(SUMS), weights.shape[1]))
 
-        place = np.arange(len(self.rows))
-        incidence = csr_array((self.rows, (self.stratum, place)), shape=(n_strata, len(self.rows)))
-        return np.asarray(incidence @ weights[self.patient])
-
-    def values(self, metrics: tuple[str, ...], weights: FloatArray, ratio: FloatArray) -> Values:
+    def values(self, metrics: tuple[str, ...], draw: Draw, ratio: FloatArray) -> Values:
         """Metrics where a row counts its patient's weight times its stratum's ratio."""
-        return self.cell.values(metrics, weights[self.patient] * ratio[self.stratum])
+        total = np.einsum("skb,sb->kb", draw.sums, ratio)
+        odds, found = threshold_odds(self.cell.threshold), {}
+        ranked = tuple(name for name in metrics if name not in (*RATES, "net_benefit"))
+        if ranked:
+            found = self.cell.values(ranked, draw.weights * ratio[self.stratum])
+        return {**found, **{name: rate(name, total, odds) for name in metrics if name not in found}}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One group in one block of bootstrap draws.
+
+    Attributes:
+        weights: (pairs, b) of its (patient, stratum) pairs.
+        sums: (strata, s, b) weighted `evenhand.metrics.rates.SUMS` of each stratum.
+    """
+
+    weights: FloatArray
+    sums: FloatArray
+
+    @property
+    def counts(self) -> FloatArray:
+        """(strata, b) weighted rows."""
+        return np.asarray(self.sums[:, :4].sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -71,29 +93,32 @@ class Plan:
     excluded: tuple[dict[str, Any], ...]
     reason: str = ""
 
-    def counts(self, weights: FloatArray) -> FloatArray:
-        """(g, strata, b)."""
-        fine = np.stack([group.counts(weights, len(self.level)) for group in self.groups])
-        found = np.zeros((len(fine), len(self.block), fine.shape[2]))
-        for place, stratum in enumerate(self.level):
-            if stratum >= 0:
-                found[:, stratum] += fine[:, place]
-        return found
+    def draws(self, weights: FloatArray) -> list[Draw]:
+        """Every group under weights of the patients."""
+        return [group.draw(weights) for group in self.groups]
 
-    def values(self, weights: FloatArray) -> list[tuple[Values, Values]]:
+    def counts(self, draws: Sequence[Draw]) -> FloatArray:
+        """(g, strata, b) weighted rows."""
+        fine = np.stack([draw.counts for draw in draws])
+        part = (self.level[:, None] == np.arange(len(self.block))).astype(float)
+        return np.asarray(np.einsum("gsb,st->gtb", fine, part))
+
+    def values(self, draws: Sequence[Draw]) -> list[tuple[Values, Values]]:
         """Of each group (raw on the common support, standardised)."""
-        standard = standard_weights(self.counts(weights), self.block)
-        pad = np.zeros((1, weights.shape[1]))
+        standard = standard_weights(self.counts(draws), self.block)
+        pad = np.zeros((1, standard.shared.shape[1]))
         shared = np.vstack([standard.shared, pad])[self.level]
         found = []
-        for group, ratio in zip(self.groups, standard.ratio, strict=True):
+        for group, draw, ratio in zip(self.groups, draws, standard.ratio, strict=True):
             full = np.vstack([ratio, pad])[self.level]
-            found.append((group.values(self.metrics, weights, shared), group.values(self.metrics, weights, full)))
+            found.append((group.values(self.metrics, draw, shared), group.values(self.metrics, draw, full)))
         return found
 
 
 def compile_groups(question: Question, cohort: Cohort, groups: Groups, codes: IntArray, n_cells: int) -> list[CaseGroup]:
     """Groups that have labelled rows with a cell; stratum = 2 * cell + label."""
+    from scipy.sparse import csr_array
+
     found = []
     for code, key in enumerate(groups.keys):
         use = (groups.codes == code) & (codes >= 0) & ~np.isnan(question.y_true)
@@ -103,8 +128,12 @@ def compile_groups(question: Question, cohort: Cohort, groups: Groups, codes: In
         pair = patient * (2 * n_cells) + 2 * codes[use] + (truth == 1)
         pairs, local = np.unique(pair, return_inverse=True)
         cell = make_cell(truth, score, decision, local, threshold=question.threshold["value"])
-        rows = np.bincount(local).astype(float)
-        found.append(CaseGroup(key, cell, pairs // (2 * n_cells), pairs % (2 * n_cells), rows, make_cell(truth, score, decision, patient)))
+        stratum, rows = pairs % (2 * n_cells), np.bincount(local).astype(float)
+        places = (stratum[:, None] * len(SUMS) + np.arange(len(SUMS))).ravel(), np.repeat(np.arange(len(pairs)), len(SUMS))
+        table = csr_array((cell.sums.ravel(), places), shape=(2 * n_cells * len(SUMS), len(pairs)))
+        table.eliminate_zeros()
+        by_patient = make_cell(truth, score, decision, patient)
+        found.append(CaseGroup(key, cell, pairs // (2 * n_cells), stratum, rows, by_patient, table))
     return found
 
 
@@ -173,12 +202,12 @@ def _ones(plan: Plan) -> FloatArray:
 
 
 def _coverage(plan: Plan) -> float:
-    return float(standard_weights(plan.counts(_ones(plan)), plan.block).coverage.min())
+    return float(standard_weights(plan.counts(plan.draws(_ones(plan))), plan.block).coverage.min())
 
 
 def effective_patients(plan: Plan) -> list[float]:
     """Effective number of patients of each group, that of the smaller block where there are several."""
-    standard = standard_weights(plan.counts(_ones(plan)), plan.block)
+    standard = standard_weights(plan.counts(plan.draws(_ones(plan))), plan.block)
     n_blocks, found = int(plan.block.max()) + 1, []
     for group, ratio in zip(plan.groups, standard.ratio[:, :, 0], strict=True):
         stratum = plan.level[group.stratum]

@@ -27,7 +27,8 @@ BY_CASE_MIX = ("auc", "accuracy", "balanced_accuracy", "f1", "tpr", "fpr", "tnr"
 """Metrics that are standardised over the case-mix columns."""
 
 BY_PREVALENCE = ("average_precision", "accuracy", "f1", "ppv", "npv", "positive_rate", "brier", "log_loss", "net_benefit")
-"""Metrics that depend on prevalence, compared at the overall one."""
+"""Metrics that depend on prevalence, compared at the overall one; average precision, which takes long, only where
+``config.metrics`` names it."""
 
 _MOST_LISTED = 10
 
@@ -87,17 +88,24 @@ def explain(
     """
     mix = case_mix(cohort, config.adjust, groups.attribute, bins or {})
     plans = {question.name: _plans(question, cohort, groups, mix, config) for question in cohort.questions}
-    flat = [plan for by_kind in plans.values() for found in by_kind.values() for plan in found if not plan.reason]
+    by_question = [[plan for found in by_kind.values() for plan in found if not plan.reason] for by_kind in plans.values()]
+    flat = [plan for found in by_question for plan in found]
     ones = np.ones((int(cohort.patient.max()) + 1, 1))
     strata = np.full(len(ones), np.iinfo(np.int64).max)
     np.minimum.at(strata, cohort.patient, groups.codes)
 
     def statistic(weights: FloatArray) -> list[list[tuple[Values, Values]]]:
-        return [plan.values(weights) for plan in flat]
+        found = []
+        for asked in by_question:
+            every = {id(group): group for plan in asked for group in plan.groups}
+            draws = {key: group.draw(weights) for key, group in every.items()}
+            found += [plan.values([draws[id(group)] for group in plan.groups]) for plan in asked]
+        return found
 
     drawn = bootstrap_blocks(statistic, strata, config.bootstrap, seed, groups.attribute, threads=threads) if config.bootstrap else ()
     blocks = list(drawn) if flat else []
-    numbers = {id(plan): (plan.values(ones), [block[k] for block in blocks]) for k, plan in enumerate(flat)}
+    observed = statistic(ones)
+    numbers = {id(plan): (observed[k], [block[k] for block in blocks]) for k, plan in enumerate(flat)}
     return {
         name: {
             **mix_json(mix),
@@ -109,7 +117,7 @@ def explain(
 
 def _plans(question: Question, cohort: Cohort, groups: Groups, mix: CaseMix, config: AuditConfig) -> dict[str, list[Plan]]:
     """Plans of one question: by case mix, and by prevalence."""
-    chosen = set(config.metrics) or {*BY_CASE_MIX, *BY_PREVALENCE}
+    chosen = set(config.metrics) or {*BY_CASE_MIX, *BY_PREVALENCE} - {"average_precision"}
     found: dict[str, list[Plan]] = {"metrics": [], "prevalence_matched": []}
     n_cells = len(mix.keys)
     if n_cells:
@@ -143,7 +151,7 @@ def _kind_json(
 
 
 def _support_json(plan: Plan, ones: FloatArray) -> dict[str, Any]:
-    counts = plan.counts(ones)
+    counts = plan.counts(plan.draws(ones))
     pooled = counts.sum(axis=0)[:, 0]
     block_total = np.bincount(plan.block, pooled)[plan.block]
     lacking = [
