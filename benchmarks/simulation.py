@@ -63,9 +63,12 @@ class Settings:
     seed: int = 0
 
     def config(self, **changed: Any) -> AuditConfig:
-        """As a user has it, but for the metrics; without bootstrap, which the default intervals do not use."""
-        options = {"bootstrap": 0, "permutations": self.permutations, **changed}
-        return AuditConfig(threshold=str(THRESHOLD), primary=list(FAMILY), metrics=list(METRICS), **options)
+        """As a user has it, but for the metrics; without what does not bear on intervals and claims.
+
+        That is the bootstrap, which the default intervals do not use, bounds over missing attributes, and the details.
+        """
+        options = {"bootstrap": 0, "permutations": self.permutations, "bounds": False, "details": False, **changed}
+        return AuditConfig(threshold=str(THRESHOLD), primary=list(FAMILY), metrics=list(METRICS), details=False, bounds=False, **options)
 
     def fingerprint(self) -> str:
         """Of the settings and of every file that the numbers depend on."""

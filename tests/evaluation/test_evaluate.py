@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def test_the_contracts_shape(make_table: Callable[..., pd.DataFrame], quick: Aud
     found = _run(make_table(), quick)
     assert found["schema"] == "evenhand.audit/1"
     part = found["labels"]["y"]["attributes"]["sex*age"]
-    assert set(part) == {"n_missing", "groups", "gaps"}
+    assert set(part) == {"n_missing", "groups", "gaps", "power", "explained"}
+    assert {"auc", "equalized_odds"} <= set(part["power"])
+    assert found["labels"]["y"]["intersections"][0]["rank"] == 1
     assert set(part["gaps"]) == {*METRICS, *COMBINED}
     assert {"n", "n_positive", "n_patients", *METRICS} <= set(next(iter(part["groups"].values())))
     gap = found["labels"]["y"]["attributes"]["sex"]["gaps"]["auc"]
@@ -70,6 +73,18 @@ def test_the_contracts_shape(make_table: Callable[..., pd.DataFrame], quick: Aud
     n_tests = sum(gap["p"] is not None for gap in primary)
     assert found["provenance"]["family"] == {"metrics": ["auc", "equalized_odds"], "tests": n_tests, "method": "holm"}
     assert all((gap["p_holm"] is None) == (gap["p"] is None) for gap in primary)
+
+
+def test_without_details_and_bounds_only_the_numbers_themselves(make_table: Callable[..., pd.DataFrame], quick: AuditConfig) -> None:
+    frame = make_table()
+    frame.loc[::9, "sex"] = None
+    full, bare = _run(frame, quick), _run(frame, replace(quick, details=False, bounds=False))
+    assert full["labels"]["y"]["attributes"]["sex"]["gaps"]["tpr"]["bounds"]["n_missing"] > 0
+    part = bare["labels"]["y"]["attributes"]["sex"]
+    assert set(part) == {"n_missing", "groups", "gaps"}
+    assert "bounds" not in part["gaps"]["tpr"]
+    assert "intersections" not in bare["labels"]["y"]
+    assert bare["labels"]["y"]["overall"] == full["labels"]["y"]["overall"]
 
 
 @given(st.integers(0, 1000))
