@@ -164,6 +164,13 @@ def test_a_block_counts_all_patients_where_they_are_given() -> None:
     assert block["needed"]["0.05"] == pytest.approx(10 * own["needed"]["0.05"], rel=0.01)
 
 
+def test_a_gap_that_only_more_than_everything_would_show_is_none() -> None:
+    tiny = [GroupValue("a", 0.8, 0.0004, 400, 500), GroupValue("b", 0.5, 0.25, 2, 2)]
+    block = power_block(tiny)
+    assert block["detectable"] is block["detectable_easiest"] is None
+    assert block["needed"]["0.2"] == pytest.approx(402 * block["times"]["0.2"], abs=2)
+
+
 def test_a_block_of_equalized_odds_is_of_the_harder_rate() -> None:
     easy = [GroupValue(member.group, 0.1, member.variance / 10, 1000, 1000) for member in MEMBERS]
     block = odds_power_block({"tpr": MEMBERS, "fpr": easy})

@@ -253,7 +253,7 @@ def power_block(
     power: float = 0.8,
     patients: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What an audit's data can show of one metric's gap, as a block of audit.json.
+    """What an audit's data can show of the gap of one share or AUC, as a block of audit.json.
 
     Variances are the audit's own, clustered by patient; with f times the patients they are a f-th. For equalized odds
     see `odds_power_block`.
@@ -269,7 +269,8 @@ def power_block(
 
     Returns:
         ``n_patients`` (in the groups that enter), ``detectable`` (smallest gap seen with that power wherever it lies: the
-        hardest pair), ``pair`` (that pair), ``detectable_easiest`` (between the two best known groups), ``needed``
+        hardest pair; None where not even a gap of 1 is), ``pair`` (that pair), ``detectable_easiest`` (between the two best
+        known groups), ``needed``
         (gap -> patients in all groups together, ``{"0.1": 812}``), ``times`` (gap -> the same as a multiple of what is
         there), ``critical``, ``alpha``, ``n_tests``, ``power``. With fewer than two groups all of it is None but the counts.
 
@@ -332,9 +333,9 @@ def _block(
     low, high = sorted(hardest[1:3], key=lambda member: member.units)
     return {
         "n_patients": total,
-        "detectable": hardest[0],
+        "detectable": hardest[0] if hardest[0] <= 1 else None,
         "pair": [low.group, high.group],
-        "detectable_easiest": easiest[0],
+        "detectable_easiest": easiest[0] if easiest[0] <= 1 else None,
         "needed": {gap: sum(math.ceil(factor * count - 1e-6) for count in n.values()) for gap, factor in times.items()},
         "times": times,
         "critical": hardest[3],
