@@ -17,7 +17,7 @@ from torchmetrics.functional import classification as tm
 
 from evenhand.config.schema import AuditConfig
 from evenhand.evaluation import evaluate
-from evenhand.metrics import auc, percentile_interval, rates
+from evenhand.metrics import auc, average_precision, expected_calibration_error, percentile_interval, rates
 
 TABLE = Path(__file__).parents[2] / "docs" / "guide" / "agreement.md"
 POINTS = AuditConfig(threshold="0.5", bootstrap=0, permutations=0, min_patients=2)
@@ -80,6 +80,7 @@ def test_balanced_accuracy_of_one_class_is_its_recall_in_scikit_learn() -> None:
 def test_average_precision_without_cases_is_0_elsewhere() -> None:
     with pytest.warns(UserWarning, match="No positive class"):
         assert sk.average_precision_score([0, 0], [0.2, 0.3]) == 0
+    assert np.isnan(average_precision([0, 0], [0.2, 0.3]))
 
 
 def test_a_score_at_the_threshold_is_positive_here_and_not_in_torchmetrics() -> None:
@@ -101,7 +102,10 @@ def test_ece_has_15_bins_in_torchmetrics_unless_told() -> None:
     s = torch.tensor(rng.random(500))
     y = torch.tensor((rng.random(500) < s.numpy() ** 2).astype(int))
     assert tm.binary_calibration_error(s, y) == tm.binary_calibration_error(s, y, n_bins=15)
-    assert tm.binary_calibration_error(s, y) != tm.binary_calibration_error(s, y, n_bins=10)
+    ten = float(tm.binary_calibration_error(s, y, n_bins=10))
+    assert tm.binary_calibration_error(s, y) != ten
+    assert expected_calibration_error(y.numpy(), s.numpy()) == pytest.approx(ten, abs=1e-6)
+    assert expected_calibration_error(y.numpy(), s.numpy(), corrected=True) < ten
 
 
 def test_log_loss_of_a_certain_and_wrong_score_depends_on_the_cut() -> None:
@@ -114,6 +118,7 @@ def test_precision_recall_area_by_steps_and_by_trapezoids_differ() -> None:
     precision, recall, _ = sk.precision_recall_curve(y, s)
     assert sk.average_precision_score(y, s) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     assert sk.auc(recall, precision) != pytest.approx(sk.average_precision_score(y, s))
+    assert average_precision(y, s) == pytest.approx(sk.average_precision_score(y, s), abs=1e-9)
 
 
 def test_multi_class_auc_one_vs_one_and_weighted_differ_from_macro() -> None:
@@ -132,6 +137,12 @@ def test_ratios_of_negative_numbers_are_above_1_in_fairlearn() -> None:
 
     frame = fm.MetricFrame(metrics=negative, y_true=[0] * 6, y_pred=[0] * 6, sensitive_features=list("aaaabb"))
     assert frame.ratio() == 2
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    scores = pd.DataFrame({"y_true": y, "y_score": 0.6 + 0.3 * y * rng.random(200) + 0.1 * rng.random(200), "g": np.arange(200) % 2})
+    gaps = attribute_of(scores)["gaps"]
+    assert gaps["calibration_intercept"]["value"] > 0
+    assert gaps["calibration_intercept"]["ratio"] is None
 
 
 def test_parity_ratio_without_any_positive_decision_is_not_a_number_there_and_a_reason_here() -> None:

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from evenhand.metrics import holm, make_cell, wilson
+from evenhand.metrics import average_precision, expected_calibration_error, holm, make_cell, wilson
 from evenhand.metrics.bootstrap import bootstrap_blocks, percentile_interval
 from evenhand.metrics.permutation import largest_difference, null_maxima, p_value
 
@@ -60,6 +60,22 @@ def test_scores_are_scikit_learns(judged: Any) -> None:
         inside = np.clip(s, 1e-15, 1 - 1e-15)
         expected = {name: float(call(y, s)) for name, call in SCORES.items()} | {"log_loss": float(sk.log_loss(y, inside))}
         assert found == pytest.approx(expected, **EXACT)
+
+
+def test_average_precision_is_scikit_learns_and_torchmetrics(judged: Any) -> None:
+    for y, s, _ in of_all_and_each(judged):
+        if y.any():
+            assert average_precision(y, s) == pytest.approx(sk.average_precision_score(y, s), **EXACT)
+    theirs = tm.binary_average_precision(torch.tensor(judged.s.tolist(), dtype=torch.float64), torch.tensor(judged.y.tolist()))
+    assert average_precision(judged.y, judged.s) == pytest.approx(float(theirs), abs=1e-6)
+
+
+@pytest.mark.parametrize("bins", [5, 10, 15])
+def test_calibration_error_is_torchmetrics_with_as_many_bins(judged: Any, bins: int) -> None:
+    """Single precision would put a score on a bin's edge into either bin; both get doubles that lie off the edges."""
+    s = np.clip(judged.s * 0.98 + 0.0071, 0, 1)
+    theirs = tm.binary_calibration_error(torch.tensor(s.tolist(), dtype=torch.float64), torch.tensor(judged.y.tolist()), n_bins=bins)
+    assert expected_calibration_error(judged.y, s, bins=bins) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_values_are_torchmetrics(judged: Any) -> None:

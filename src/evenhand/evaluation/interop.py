@@ -111,8 +111,13 @@ def to_metric_frame(
     if unknown:
         raise ConfigError(f"metric '{unknown[0]}' is not in the audit; it has {', '.join(known)}")
     use = (groups.codes >= 0) & ~np.isnan(outcome.y_true)
-    made = _metric_functions(list(metrics or known), int(data["provenance"]["min_patients"]))
     threshold = data["labels"][label]["threshold"]["value"]
+    settings = {
+        "min_patients": data["provenance"]["min_patients"],
+        "ece_bins": data["provenance"].get("ece_bins", 10),
+        "threshold": threshold,
+    }
+    made: dict[str, Callable[..., float]] = {name: partial(_metric, name=name, **settings) for name in metrics or known}
     decision = outcome.decision if outcome.decision is not None else (outcome.y_score >= threshold).astype(float)
     rows = {"y_score": outcome.y_score[use], "patient": patient[use]}
     return MetricFrame(
@@ -156,13 +161,12 @@ def _patient_codes(ids: pd.Series) -> npt.NDArray[np.int64]:
     return np.where(empty, len(known) + np.arange(len(text)), codes).astype(np.int64)
 
 
-def _metric_functions(names: Sequence[str], min_patients: int) -> dict[str, Callable[..., float]]:
-    return {name: partial(_metric, name=name, min_patients=min_patients) for name in names}
-
-
-def _metric(y_true: Any, y_pred: Any, y_score: Any = None, patient: Any = None, name: str = "accuracy", min_patients: int = 0) -> float:
+def _metric(
+    y_true: Any, y_pred: Any, y_score: Any, patient: Any, *, name: str, min_patients: int, ece_bins: int, threshold: float | None
+) -> float:
     """One metric of one group as fairlearn calls it; NaN where it is not estimable."""
-    cell = make_cell(np.asarray(y_true, float), np.asarray(y_score, float), np.asarray(y_pred, float), np.asarray(patient))
+    truth, score, decision = (np.asarray(column, float) for column in (y_true, y_score, y_pred))
+    cell = make_cell(truth, score, decision, np.asarray(patient), threshold=threshold, ece_bins=ece_bins)
     return float(cell.values((name,))[name][0]) if cell.denominator(name)[1] >= min_patients else float("nan")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import evenhand
 from evenhand.config.schema import AuditConfig
 from evenhand.evaluation.cohort import Cohort
+from evenhand.metrics.intervals import DESCRIPTIONS
 
 
 def provenance(
@@ -34,7 +35,8 @@ def provenance(
             notes=cohort.notes,
         ),
         "threshold": config.threshold,
-        "interval": "patient-clustered percentile bootstrap within groups; gaps: inverted studentised maximum test",
+        "ece_bins": config.ece_bins,
+        "interval": f"{DESCRIPTIONS[config.interval]}; gaps: inverted studentised maximum test",
     }
 
 
