@@ -43,7 +43,7 @@ def test_definitions_agree_with_fairlearn(seed: int, k: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([0.9, 0.95]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_zero_lies_inside_exactly_when_p_is_not_small(seed: int, k: int, level: float) -> None:
     rng = np.random.default_rng(seed)
     n = 50 * k

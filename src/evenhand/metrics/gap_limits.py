@@ -33,8 +33,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 _CONTEND = 0.8
-_STEPS = 12
-_PAIR_DRAWS = 60_000
+_STEPS = 10
+_PAIR_DRAWS = 40_000
 _LATTICE = 8
 _TINY = 1e-12
 
@@ -196,7 +196,7 @@ def _noise(sizes: tuple[int, ...]) -> tuple[FloatArray, ...]:
     from scipy.special import ndtri
 
     n_groups, pairs = sum(sizes), sum(k * (k - 1) // 2 for k in sizes)
-    half = int(np.clip(_PAIR_DRAWS // (2 * pairs), 250, 2000))
+    half = int(np.clip(_PAIR_DRAWS // (2 * pairs), 250, 1500))
     steps = np.arange(1, half + 1)
     if n_groups <= _LATTICE:
         root = 1.5

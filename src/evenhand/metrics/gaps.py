@@ -308,13 +308,17 @@ def equalized_odds_gaps(
 def _mean_limits(first: Gap, second: Gap, joint: float | None) -> tuple[float, float]:
     """Limits of the mean of two gaps from the limits of both, which are independent (Zou and Donner's way).
 
+    A gap whose interval reaches 0 enters the lower limit as a whole: without a true gap the observed one is chance alone,
+    which does not average out.
+
     Args:
         first, second: the gaps.
         joint: lower limit of the larger of the two, where the joint test rejects; the mean is at least half of it.
     """
     pairs = [(gap.value or 0.0, gap.lower or 0.0, 1.0 if gap.upper is None else gap.upper) for gap in (first, second)]
     mean = sum(value for value, _, _ in pairs) / 2
-    low = mean - float(np.hypot(*(value - lower for value, lower, _ in pairs))) / 2
+    shown = [value - lower for value, lower, _ in pairs if lower > 0]
+    low = mean - (float(np.sqrt(sum(width**2 for width in shown))) + sum(value for value, lower, _ in pairs if lower == 0)) / 2
     high = mean + float(np.hypot(*(upper - value for value, _, upper in pairs))) / 2
     return (0.0 if joint is None else min(max(low, joint / 2), mean)), min(high, 1.0)
 

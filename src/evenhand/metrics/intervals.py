@@ -5,9 +5,9 @@ patients with 1 to 5 images each (docs/guide/uncertainty.md has the measured tab
 
 * shares (TPR, FPR, TNR, FNR, PPV, NPV, accuracy, positive rate, prevalence): Wilson's score interval with the effective
   number of rows ``v (1 - v) / variance`` in place of n and Student's quantile in place of the normal one;
-* AUC, average precision, F1, balanced accuracy: Student's interval on the logit scale, the variance DeLong's and
-  Obuchowski's for AUC, the linearised clustered one for the others;
-* Brier score, log loss: Student's interval on the logarithmic scale;
+* AUC, average precision, F1, balanced accuracy: Student's interval on the logit scale (close to 0 or 1 score limits), the
+  variance DeLong's and Obuchowski's for AUC, the linearised clustered one for the others;
+* Brier score, log loss: Student's interval on the scale 1 / sqrt(loss);
 * calibration error, slope and intercept, net benefit: Student's interval; that of the calibration error is centred on its
   corrected form, as the plain one is too large by chance.
 
@@ -35,14 +35,15 @@ LOSSES = frozenset({"brier", "log_loss"})
 ERRORS = frozenset({"ece", "ece_corrected"})
 KINDS = ("auto", "percentile", "bca")
 DESCRIPTIONS = {
-    "auto": "groups: clustered Wilson score (rates), logit of the clustered DeLong variance (AUC), logit, logarithmic or plain "
-    "studentised clustered variance (others)",
+    "auto": "groups: clustered Wilson score (rates), logit of the clustered DeLong variance (AUC), studentised clustered variance (others)",
     "percentile": "groups: patient-clustered percentile bootstrap within groups",
     "bca": "groups: patient-clustered BCa bootstrap within groups",
 }
 """Kind -> how provenance names it."""
 
 _LEAST_REPLICATES = 20
+_LOGITS = 1.5
+_HALF_WAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def _studentised(metric: str, value: float, spread: Spread, confidence: float) -
     if metric in LOGIT:
         return logit_limits(value, error, quantile, spread.units)
     if metric in LOSSES and value > 0:
-        ratio = float(np.exp(quantile * error / value))
-        return value / ratio, value * ratio
+        return loss_limits(value, error, quantile)
     centre = value if spread.centre is None else spread.centre
     low, high = centre - quantile * error, centre + quantile * error
     return (max(low, 0.0), max(high, 0.0)) if metric in ERRORS else (low, high)
@@ -170,18 +170,39 @@ def clustered_wilson(share: float, variance: float, units: int, confidence: floa
 def logit_limits(value: float, error: float, quantile: float, units: int) -> Limits:
     """``value ± quantile * error`` made on the logit scale, so that the limits stay in (0, 1).
 
-    A value of 0 or 1 is taken ``1 / (2 units^2)`` away from it, half a pair of patients; that side's limit is the value.
+    Close to 0 or 1, where half the interval would be more than 1.5 logits, it opens far too wide (an AUC of 0.98 of 25
+    patients: 0.33 instead of 0.16, with no better coverage); there, score limits with the effective size
+    ``value (1 - value) / error^2`` are taken, and at 0 or 1 with the number of patients.
 
     Example:
         >>> low, high = logit_limits(0.95, 0.02, 1.96, 50)
         >>> round(low, 4), round(high, 4)
         (0.8928, 0.9775)
     """
-    away = 0.5 / max(units, 1) ** 2
-    inside = min(max(value, away), 1 - away)
-    centre, half = np.log(inside / (1 - inside)), quantile * error / (inside * (1 - inside))
-    low, high = (float(1 / (1 + np.exp(-np.clip(end, -700, 700)))) for end in (centre - half, centre + half))
-    return (0.0 if value <= 0 else low), (1.0 if value >= 1 else high)
+    if not 0 < value < 1:
+        return score_limits(value, max(units, 1), quantile)
+    weight = value * (1 - value)
+    half = quantile * error / weight
+    if half > _LOGITS:
+        return score_limits(value, max(weight / error**2, 1.0), quantile)
+    centre = np.log(value / (1 - value))
+    return float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre)))
+
+
+def loss_limits(value: float, error: float, quantile: float) -> Limits:
+    """``value ± quantile * error`` made on the scale ``1 / sqrt(value)``, on which mean losses of few patients are least skewed.
+
+    Where the error is so large that this scale has no upper limit, the logarithmic scale is taken.
+
+    Example:
+        >>> low, high = loss_limits(0.16, 0.02, 2.0)
+        >>> round(low, 4), round(high, 4)
+        (0.1264, 0.209)
+    """
+    half = quantile * error / (2 * value)
+    if half > _HALF_WAY:
+        return value * float(np.exp(-2 * half)), value * float(np.exp(min(2 * half, 700.0)))
+    return value / (1 + half) ** 2, value / (1 - half) ** 2
 
 
 def bootstrap_limits(value: float, replicates: FloatArray, confidence: float, acceleration: float | None = None) -> Limits | None:
