@@ -102,9 +102,18 @@ def make_cohort(
     dropped = int((~kept).sum())
     notes += note + ([f"{dropped} rows with a missing attribute were left out (missing=drop)"] if dropped else [])
     codes = np.unique(patient[test], return_inverse=True)[1].astype(np.int64)
-    notes += sorted({str(item.threshold["note"]) for item in questions if item.threshold["note"]})
+    notes += _threshold_notes(questions)
     notes += cohort_notes(frame[test], {item.name: item.y_true for item in questions}, judged, codes)
     return Cohort(kind, questions, judged, codes, dropped, tuple(notes), frame[test])
+
+
+def _threshold_notes(questions: Sequence[Question]) -> list[str]:
+    """Why thresholds were not chosen: once where it is the same for all labels, else with the labels."""
+    said: dict[str, list[str]] = {}
+    for item in questions:
+        if item.threshold["note"]:
+            said.setdefault(str(item.threshold["note"]), []).append(item.name)
+    return [note if len(names) == len(questions) else f"{', '.join(names)}: {note}" for note, names in said.items()]
 
 
 def judged_rows(frame: pd.DataFrame, groups: Mapping[str, Groups], missing: str) -> npt.NDArray[np.bool_]:

@@ -48,21 +48,20 @@ def coded_frame(
     said = []
     columns = {name: need_column(frame, name, "score") for name in found.scores}
     truths = {name: need_column(frame, name, "label") for name in found.labels}
-    scores, note = code_scores(columns, logits=logits, guess=guess) if len(columns) == len(found.scores) else _twice(found.scores)
+    if len(columns) < len(found.scores):
+        raise ConfigError(f"the scores {', '.join(found.scores)} name a column twice; give one score column a label")
+    labels = {name: code_label(column, name, pos_label) for name, column in truths.items()}
+    scores, note = code_scores(columns, logits=logits, guess=guess)
     said += [note] if note else []
     for name, label, score in zip(found.names, found.labels, scores, strict=True):
         ending = f"_{name}" if len(found.names) > 1 else ""
-        taken[f"y_true{ending}"], positive = code_label(truths[label], label, pos_label)
+        taken[f"y_true{ending}"], positive = labels[label]
         taken[f"y_score{ending}"] = score
         said += [f"label '{label}': '{positive}' is the positive class"] if positive else []
         if name in found.preds:
             pred = need_column(frame, found.preds[name], "decision")
             taken[f"y_pred{ending}"], _ = code_label(pred, found.preds[name], pos_label if pos_label in label_values(pred) else None)
     return _replaced(frame, taken), [], said
-
-
-def _twice(names: Sequence[str]) -> tuple[list[Any], str]:
-    raise ConfigError(f"the scores {', '.join(names)} name a column twice; give one score column a label")
 
 
 def _class_frame(

@@ -258,7 +258,7 @@ def _said(roles: Mapping[str, Mapping[str, Any]], unused: Sequence[str], more: S
     return (*lines, *(f"  {line}" for line in more))
 
 
-def _short(names: Sequence[str], limit: int = 20) -> str:
+def _short(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 

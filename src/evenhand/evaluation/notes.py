@@ -80,7 +80,7 @@ def _one_class_notes(name: str, groups: Groups, truths: Mapping[str, npt.NDArray
             found[groups.keys[code]] = found.get(groups.keys[code], 0) + 1
     if not found:
         return []
-    keys = [f"{key} ({n} labels)" if len(truths) > 1 else key for key, n in found.items()]
+    keys = [f"{key} ({n} label{'s' * (n > 1)})" if len(truths) > 1 else key for key, n in found.items()]
     return [f"{len(keys)} group{'s' * (len(keys) > 1)} of '{name}' {'have' if len(keys) > 1 else 'has'} one class only: {_some(keys)}"]
 
 

@@ -322,7 +322,7 @@ def find_attributes(frame: pd.DataFrame, taken: Iterable[str], max_groups: int) 
     """
     free = [str(name) for name in frame.columns if name not in set(taken)]
     stored = [name.removesuffix(GROUP_SUFFIX) for name in free if name.endswith(GROUP_SUFFIX)]
-    usual = [name for name in free if squeeze(name) in ATTRIBUTES and name not in stored]
+    usual = [name for name in free if squeeze(name) in ATTRIBUTES and name not in stored and not name.endswith(GROUP_SUFFIX)]
     shorts = {squeeze(name): name for name in usual}
     passed, names = {}, list(stored)
     for name in usual:
