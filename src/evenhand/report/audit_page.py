@@ -199,7 +199,12 @@ def _made(audit: Json, curves: bool) -> dict[str, Any]:
         "class. Such values are neither 0 nor left out in silence; gaps are over the groups that remain.",
         "Thresholds are chosen on validation rows and applied to the audited rows, unless a banner above says otherwise.",
     ]
-    if curves:
+    if audit.get("kind") == "value":
+        paragraphs[2:] = [
+            f"Not estimable: a mean or median needs at least {patients} patients. Such values are neither 0 nor left out in silence; "
+            "gaps are over the groups that remain."
+        ]
+    elif curves:
         paragraphs.append(
             f"Curves use every score. Their bands are {sure} percentile intervals at each point of a fixed grid, over up to "
             f"{curve_pictures.REPLICATES} draws of patients within their group, seeded as the audit is. Reliability bars are Wilson "

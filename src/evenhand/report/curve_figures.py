@@ -15,6 +15,8 @@ from evenhand.report.figures import COLOURS, FIFTHS, GREY, LINES, MARKERS, legen
 MOST_BANDS = 4
 MOST_PANELS = 8
 LEGEND_ROW = 15
+MOST_BAND = 34
+"""Places at which the band of a decision curve is drawn."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,13 @@ def _decision_panel(axes: Axes, group: Shown, top: float, scale: tuple[float, fl
     use = line.x <= top + 1e-9
     low = scale[0]
     if len(line.grid):
-        axes.band(line.grid[use], line.lower[use].clip(*scale), line.upper[use].clip(*scale), COLOURS[style], 0.2)
+        thin = slice(None, None, -(-int(use.sum()) // MOST_BAND))
+        axes.band(line.grid[use][thin], line.lower[use].clip(*scale)[thin], line.upper[use].clip(*scale)[thin], COLOURS[style], 0.2)
     axes.line((0, top), (0, 0), MUTED, 0.8)
     everybody = group.curves.treat_all[use]
     inside = everybody >= low
-    axes.line(line.x[use][inside], everybody[inside].clip(*scale), MUTED, 1.1, "5 2")
-    axes.line(*decimate(line.x[use], line.y[use].clip(*scale), 60), COLOURS[style], 1.6)
+    axes.line(*decimate(line.x[use][inside], everybody[inside].clip(*scale), 20), MUTED, 1.1, "5 2")
+    axes.line(*decimate(line.x[use], line.y[use].clip(*scale), 50), COLOURS[style], 1.6)
     if threshold is not None and 0 < threshold < top:
         axes.rule(threshold, 0.8)
 

@@ -22,6 +22,8 @@ Json = Mapping[str, Any]
 FloatArray = npt.NDArray[np.float64]
 REPLICATES = 200
 FEWEST_ROWS = 10
+FEW_GROUPS = 3
+"""A page of many labels draws every curve of attributes with so many groups, and of larger ones ROC and reliability only."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def score_pictures(key: str, name: str, attribute: Json, block: Json, scored: Sc
         attribute, block: the attribute's and its label's dictionaries of audit.json.
         scored: the label's rows.
         audit: for the seed and the confidence level.
-        brief: only ROC curves and distributions where there are more than `MOST_BANDS` groups (pages of many labels).
+        brief: fewer curves of attributes with more than `FEW_GROUPS` groups, for pages of many labels.
     """
     member = scored.members.get(name)
     groups = list(tables.known_groups(attribute))
@@ -140,6 +142,8 @@ def _curve_pictures(
     pictures = [_roc(key, title, aucs, note, bands + absent)]
     if note or (brief and len(curves) > MOST_BANDS):
         return pictures
+    if brief and len(curves) > FEW_GROUPS:
+        return [*pictures, _reliability(key, title, shown)]
     threshold = threshold_of(block)
     return [
         *pictures,

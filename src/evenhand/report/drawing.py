@@ -49,13 +49,13 @@ class Drawing:
 
     def line(self, places: Iterable[Place], colour: str, width: float = 1.0, dash: str = "") -> None:
         """A line through places."""
-        path = "L".join(f"{_n(x)} {_n(y)}" for x, y in places)
+        path = _path(places)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{_n(width)}"{dashed}/>')
 
     def area(self, places: Iterable[Place], fill: str, edge: str = "none", opacity: float = 1.0) -> None:
         """A closed area; an opacity below 1 lets what lies beneath shine through its filling."""
-        path = "L".join(f"{_n(x)} {_n(y)}" for x, y in places)
+        path = _path(places)
         clear = "" if opacity == 1 else f' fill-opacity="{_n(opacity)}"'
         self.parts.append(f'<path d="M{path}Z" fill="{fill}" stroke="{edge}" stroke-width="0.8"{clear}/>')
 
@@ -177,6 +177,11 @@ def ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
     digits = max(0, -floor(log10(step) + 1e-9))
     numbers = [step * i for i in range(first, last + 1)]
     return [(value, f"{value + 0.0:.{digits}f}".replace("-", "−")) for value in numbers]
+
+
+def _path(places: Iterable[Place]) -> str:
+    """Corners to a tenth of a point: a seventh of a pixel on a screen."""
+    return "L".join(f"{x:.1f} {y:.1f}" for x, y in places).replace(".0", "")
 
 
 def _n(value: float) -> str:

@@ -126,6 +126,7 @@ def _picture(key: str, name: str, entries: Mapping[str, Json], what: str, sure: 
         return None
     said = "; ".join(f"{p.label} {words.number(p.value) or 'not estimable'}" for p in points)
     title = words.group_label(name, name)
-    svg = figures.forest(points, key=f"{key}-mix", summary=f"Gaps by {title} as they are and with {what}. {said}.", axis="gap (0 = no difference)")
+    summary = f"Gaps by {title} as they are and with {what}. {said}."
+    svg = figures.forest(points, key=f"{key}-mix", summary=summary, axis="gap (0 = no difference)")
     how = f"Filled: the gap as it is; ring: with {what}; lines are {sure} intervals. Both are of the same two groups, so a ring can pass 0."
     return picture(f"Gaps by {title}, as they are and with {what}", svg, how)

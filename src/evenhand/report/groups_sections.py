@@ -28,11 +28,12 @@ BRIEF = {
 def sizes_section(audit: Json) -> Section | None:
     """How many images, patients and positive cases every group has; with many labels the positives are in each label."""
     labels = audit["labels"]
-    few = len(labels) <= summary.FEW_LABELS and any("n_positive" in block["overall"] for block in labels.values())
+    counted = any("n_positive" in block["overall"] for block in labels.values())
+    few = len(labels) <= summary.FEW_LABELS and counted
     names = dict.fromkeys(a for block in labels.values() for a in block["attributes"])
     parts = [_sizes(name, audit, few) for name in names]
     hint = "A rate is only as sure as its group is large. Bars: share of the images."
-    hint += "" if few else " Positive cases of each label stand in its own tables."
+    hint += "" if few or not counted else " Positive cases of each label stand in its own tables."
     return Section("sizes", "How large the groups are", tuple(parts), hint) if parts else None
 
 
@@ -40,7 +41,7 @@ def _sizes(name: str, audit: Json, positives: bool) -> Part:
     blocks = {label: b["attributes"][name]["groups"] for label, b in audit["labels"].items() if name in b["attributes"]}
     keys = dict.fromkeys(key for groups in blocks.values() for key in groups)
     shown = list(blocks) if positives else []
-    titles = ["positive"] if len(audit["labels"]) == 1 else [f"positive: {label}" for label in shown]
+    titles = ["positive"] if len(shown) == 1 else [f"positive: {label}" for label in shown]
     rows = []
     for key in keys:
         found = [groups[key] for groups in blocks.values() if key in groups]
