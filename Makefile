@@ -44,6 +44,7 @@ bench: setup ## every speed claim: figure, floor and peer
 
 results: setup ## every method on the real data sets in DATA, five seeds, audited and compared; writes OUT
 	$(BIN)/python benchmarks/real_data.py --shared $(DATA) --out $(OUT)
+	$(BIN)/python benchmarks/real_audit.py --results $(OUT)
 
 simulation: setup ## does the audit claim what it should? cohorts with known true values, 500 audits of each; resumes; writes OUT
 	@mkdir -p $(OUT)
