@@ -143,7 +143,11 @@ def evaluate(
         **provenance(predictions, cohort, config, seed, bins, missing),
         "bootstrap": n_bootstrap(cohort, config),
         "permutations": n_permutations(cohort, config),
+        "metrics": list(chosen_metrics(config)),
         "tests": _kinds_of_test(config),
+        "reference": dict(config.reference),
+        "no_finding": list(config.no_finding),
+        "ece_bins": config.ece_bins,
         "failed_replicates": failed,
         "family": {"metrics": list(config.primary), "tests": n_tests, "method": "holm"},
     }

@@ -123,7 +123,11 @@ def _factor(units: FloatArray) -> FloatArray:
 
 
 def auc(y_true: npt.ArrayLike, y_score: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> float:
-    """P(score of a random positive > score of a random negative) + P(equal) / 2.
+    """P(S1 > S0) + P(S1 = S0) / 2, S1 the score of a random positive row (Y = 1) and S0 that of a random negative one.
+
+    More than two groups: the gap is the largest minus the smallest group's value; cases of one group are never paired
+    with non-cases of another. Other libraries: scikit-learn's roc_auc_score and torchmetrics' BinaryAUROC (without
+    thresholds) are the same number; with one class scikit-learn gives NaN with a warning and torchmetrics 0, we give NaN.
 
     Args:
         y_true: (n,) in {0, 1}.

@@ -135,6 +135,13 @@ def rate_gradient(name: str, sums: FloatArray, odds: float = float("nan")) -> Fl
 def rates(y_true: npt.ArrayLike, y_score: npt.ArrayLike, decision: npt.ArrayLike) -> dict[str, float]:
     """All rates of one set of rows; NaN where a denominator is empty.
 
+    Their definitions are those of `RATES`. More than two groups: a gap is the largest minus the smallest group's value, its
+    ratio the smallest by the largest; fairlearn's ``MetricFrame.difference()`` and ``.ratio()`` (between_groups) are the
+    same, its ``equalized_odds_difference`` is our ``equalized_odds`` (the larger of the two gaps) and with
+    ``agg="mean"`` our ``equalized_odds_mean``. Other libraries: scikit-learn and torchmetrics give 0 (with or without a
+    warning) where a denominator is empty, and so a group without positive cases looks like one where all are missed;
+    scikit-learn's log_loss cuts scores at the machine's precision, ours at 1e-15.
+
     Args:
         y_true: (n,) in {0, 1}.
         y_score: (n,) probabilities in [0, 1].
