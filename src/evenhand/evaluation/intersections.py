@@ -22,6 +22,9 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 USUAL = ("auc", "tpr", "fpr")
+MOST_DRAWN = 5_000_000
+"""Permutations times patients at most, but never fewer than 200 permutations."""
+
 MOST_PATIENTS = 100_000
 """With more patients than this, p-values come from Student's t and Holm instead of permutations."""
 
@@ -118,7 +121,8 @@ def _adjust(found: list[dict[str, Any]], rows: Rows, codes: Mapping[str, IntArra
     if not family:
         return
     if config.permutations and rows.n_units <= MOST_PATIENTS:
-        null = _permuted([records[0] for records in family.values()], rows, codes, config.permutations, seed, label)
+        n_draws = min(config.permutations, max(200, MOST_DRAWN // max(rows.n_units, 1)))
+        null = _permuted([records[0] for records in family.values()], rows, codes, n_draws, seed, label)
         single, adjusted = (list(map(float, part)) for part in step_down(np.array(observed), null))
     else:
         single, adjusted = observed, holm(observed)

@@ -13,8 +13,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -96,12 +96,14 @@ def null_p_values(
     for inside in (True, False):
         metrics = {test.metric for test in tests if (test.metric in GIVEN_LABEL) == inside}
         strata = _patterns(parts, metrics, membership.shape[1]) if inside else np.zeros(membership.shape[1], np.int64)
-        chosen = [(k, test) for k, test in enumerate(tests) if test.metric in metrics]
+        if metrics:
+            shuffled = _Shuffled(membership, strata, _columns({name: parts[name] for name in sorted(metrics)}))
         for start in range(0, n_draws if metrics else 0, size):
-            block = _Shuffled(membership, strata, min(size, n_draws - start), rng)
+            totals = shuffled.draw(min(size, n_draws - start), rng)
             for metric in sorted(metrics):
-                value, variance, units = block.moments(metric, parts[metric], [t for _, t in chosen if t.metric == metric])
-                found[[k for k, t in chosen if t.metric == metric], start : start + block.n] = _p_values(value, variance, units)
+                asked = [k for k, test in enumerate(tests) if test.metric == metric]
+                moments = shuffled.columns.moments(metric, totals, [tests[k] for k in asked])
+                found[asked, start : start + size] = _p_values(*moments)
     return found
 
 
@@ -113,45 +115,31 @@ def _patterns(parts: Mapping[str, tuple[Part, ...]], metrics: set[str], n_units:
     return np.unique(pattern, return_inverse=True)[1].astype(np.int64)
 
 
-@dataclass
-class _Shuffled:
-    """One block of draws; sums over shuffled groups are kept, as many metrics share them."""
+@dataclass(frozen=True)
+class _Columns:
+    """What is summed over every group: the parts and their products, each once, as many metrics share them.
 
-    membership: npt.NDArray[np.bool_]
-    strata: IntArray
-    n: int
-    rng: np.random.Generator
-    cache: dict[bytes, FloatArray] = field(default_factory=dict)
+    Attributes:
+        values: (units, c).
+        place: content of a column -> its position.
+        parts: metric -> its ratios.
+    """
 
-    def __post_init__(self) -> None:
-        from scipy.sparse import csr_array
+    values: FloatArray
+    place: dict[bytes, int]
+    parts: Mapping[str, tuple[Part, ...]]
 
-        self.pieces = []
-        for stratum in range(int(self.strata.max(initial=-1)) + 1):
-            units = np.flatnonzero(self.strata == stratum)
-            orders = np.ascontiguousarray(self.rng.permuted(np.tile(units, (self.n, 1)), axis=1).T)
-            self.pieces.append((units, orders, csr_array(self.membership[:, units].astype(float))))
-
-    def total(self, values: FloatArray) -> FloatArray:
-        """(groups, n) sums of the shuffled values over every group."""
-        key = values.tobytes()
-        if key not in self.cache:
-            found = np.zeros((len(self.membership), self.n))
-            for units, orders, member in self.pieces:
-                if values[units].any():
-                    found += member @ values[orders]
-            self.cache[key] = found
-        return self.cache[key]
-
-    def moments(self, metric: str, parts: tuple[Part, ...], tests: Sequence[Contrast]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(value, variance, units) of the group and of the others in each test, each (2, tests, n)."""
+    def moments(self, metric: str, totals: FloatArray, tests: Sequence[Contrast]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(value, variance, units) of the group and of the others in each test, each (2, tests, n); ``totals`` (n, groups, c)."""
         own, known = ([getattr(test, name) for test in tests] for name in ("group", "known"))
 
-        def pick(total: FloatArray) -> FloatArray:
-            return np.stack([total[own], total[known] - total[own]])
+        def total(values: FloatArray) -> FloatArray:
+            column = totals[:, :, self.place[values.tobytes()]].T
+            return np.stack([column[own], column[known] - column[own]])
 
-        tops, bottoms = ([pick(self.total(getattr(part, name))) for part in parts] for name in ("top", "bottom"))
-        units = [pick(self.total((part.bottom > 0).astype(float))) for part in parts]
+        parts = self.parts[metric]
+        tops, bottoms = ([total(getattr(part, name)) for part in parts] for name in ("top", "bottom"))
+        units = [total((part.bottom > 0).astype(float)) for part in parts]
         smallest = np.asarray(np.min(units, axis=0))
         counted = units if metric == "auc" else [smallest] * len(units)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -159,14 +147,52 @@ class _Shuffled:
             factors = [np.sqrt(count / np.maximum(count - 1, 1)) for count in counted]
             scale = [part.weight * factor / bottom for part, factor, bottom in zip(parts, factors, bottoms, strict=True)]
             variance = np.zeros_like(ratios[0])
-            for a, one in enumerate(parts):
-                for b, other in enumerate(parts):
-                    square = pick(self.total(one.top * other.top)) - ratios[b] * pick(self.total(one.top * other.bottom))
-                    square += -ratios[a] * pick(self.total(one.bottom * other.top))
-                    square += ratios[a] * ratios[b] * pick(self.total(one.bottom * other.bottom))
-                    variance += scale[a] * scale[b] * square
+            for a, b, products in _products(parts):
+                tt, tb, bt, bb = (total(product) for product in products)
+                variance += scale[a] * scale[b] * (tt - ratios[b] * tb - ratios[a] * bt + ratios[a] * ratios[b] * bb)
         value = np.sum([part.weight * ratio for part, ratio in zip(parts, ratios, strict=True)], axis=0)
         return np.asarray(value), np.asarray(np.maximum(variance, variance_floor(metric, smallest))), smallest
+
+
+def _products(parts: tuple[Part, ...]) -> Iterator[tuple[int, int, tuple[FloatArray, ...]]]:
+    """(a, b, products of tops and bottoms of parts a and b)."""
+    for a, one in enumerate(parts):
+        for b, other in enumerate(parts):
+            yield a, b, (one.top * other.top, one.top * other.bottom, one.bottom * other.top, one.bottom * other.bottom)
+
+
+def _columns(parts: Mapping[str, tuple[Part, ...]]) -> _Columns:
+    found: dict[bytes, FloatArray] = {}
+    for ratios in parts.values():
+        for part in ratios:
+            found.update({values.tobytes(): values for values in (part.top, part.bottom, (part.bottom > 0).astype(float))})
+        found.update({values.tobytes(): values for *_, products in _products(ratios) for values in products})
+    return _Columns(np.stack(list(found.values()), axis=1), {key: place for place, key in enumerate(found)}, parts)
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """Sums of the columns over groups whose units are shuffled within strata."""
+
+    membership: npt.NDArray[np.bool_]
+    strata: IntArray
+    columns: _Columns
+
+    def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """(n, groups, c): one draw after another, the columns of a unit side by side in memory."""
+        from scipy.sparse import csr_array
+
+        orders = np.empty((n, len(self.strata)), np.int32)
+        for stratum in range(int(self.strata.max(initial=-1)) + 1):
+            units = np.flatnonzero(self.strata == stratum)
+            orders[:, units] = rng.permuted(np.tile(units, (n, 1)), axis=1)
+        # Units of the same groups throughout form one kind; sums over kinds are added up to groups.
+        kinds, kind = np.unique(np.packbits(self.membership, axis=0), axis=1, return_inverse=True)
+        groups = np.unpackbits(kinds, axis=0, count=len(self.membership)).astype(float)
+        units, ends = np.argsort(kind.ravel(), kind="stable"), np.append(0, np.cumsum(np.bincount(kind.ravel()))).astype(np.int32)
+        ones, shape = np.ones(len(units)), (groups.shape[1], len(units))
+        moved = (csr_array((ones, order[units], ends), shape=shape) for order in orders)
+        return np.stack([groups @ (one @ self.columns.values) for one in moved])
 
 
 def _p_values(value: FloatArray, variance: FloatArray, units: FloatArray) -> FloatArray:
