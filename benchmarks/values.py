@@ -61,14 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", default=["normal", "dice", "lognormal"])
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
     grid = (np.arange(1_000_000) + 0.5) / 1_000_000
-    for kind in ("normal", "dice", "lognormal"):
+    for kind in options.kinds:
         all_values = quantile(kind, grid)
         truth = {"mean": all_values.mean(), "median": np.median(all_values)}
         for clustered in (False, True):
             for patients in (10, 20, 50):
+                rng = np.random.default_rng([options.seed, patients, clustered])
                 held: dict[str, int] = {}
                 for _ in range(options.sets):
                     what = "mean"

@@ -113,6 +113,23 @@ def test_a_group_of_nine_patients_is_not_estimable() -> None:
     assert [item["code"] for item in found["verdicts"] if item["group"] == "small"] == ["insufficient_evidence"]
 
 
+def test_a_group_of_equal_values_is_not_certain() -> None:
+    frame = cases()
+    frame["error"] = np.where(frame["sex"] == "f", 0.0, frame["days"])
+    found = evaluate_values(frame, values=["error"], attributes=["sex"], config=QUICK).to_json()["labels"]["error"]["attributes"]["sex"]
+    row = found["groups"]["f"]["mean"]
+    half = frame["error"].std() / (2 * 60)
+    assert row["upper"] == pytest.approx(2.001 * half, rel=1e-3)  # Student's t of 59 degrees of freedom
+    assert row["lower"] == pytest.approx(-row["upper"])
+    both = frame.assign(error=np.where(frame["sex"] == "f", 0.0, 1.0))
+    apart = evaluate_values(both, values=["error"], attributes=["sex"], config=QUICK).to_json()
+    gap = apart["labels"]["error"]["attributes"]["sex"]["gaps"]
+    assert 0.9 < gap["mean"]["lower"] < 1 < gap["mean"]["upper"] < 1.1
+    constant = evaluate_values(frame.assign(error=3.0), values=["error"], attributes=["sex"], config=QUICK).to_json()
+    gap = constant["labels"]["error"]["attributes"]["sex"]["gaps"]
+    assert (gap["mean"]["value"], gap["mean"]["upper"], gap["mean"]["p"]) == (0, 0, 1)
+
+
 def test_threads_and_the_order_of_rows_change_nothing() -> None:
     frame = cases()
     options = {"values": ["dice"], "attributes": ["sex"], "config": QUICK}

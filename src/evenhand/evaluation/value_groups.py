@@ -94,7 +94,7 @@ def measure_values(
         Value -> group code -> its numbers.
     """
     keys = [int(code) for code in np.unique(codes)]
-    cells = {value: {key: _cell(x, patient, codes == key) for key in keys} for value, x in values.items()}
+    cells = {value: {key: _cell(x, patient, codes == key, spread_of(x)) for key in keys} for value, x in values.items()}
     strata = np.full(patient.max() + 1, np.iinfo(np.int64).max)
     np.minimum.at(strata, patient, codes)
 
@@ -112,9 +112,15 @@ def measure_values(
     }
 
 
-def _cell(x: FloatArray, patient: IntArray, rows: npt.NDArray[np.bool_]) -> ValueCell:
+def spread_of(x: FloatArray) -> float:
+    """Standard deviation of the measured rows, 0 where there are fewer than two; equal values have none."""
+    measured = x[~np.isnan(x)]
+    return float(measured.std(ddof=1)) if len(measured) > 1 and np.ptp(measured) > 0 else 0.0
+
+
+def _cell(x: FloatArray, patient: IntArray, rows: npt.NDArray[np.bool_], scale: float) -> ValueCell:
     use = rows & ~np.isnan(x)
-    return make_value_cell(x[use], patient[use])
+    return make_value_cell(x[use], patient[use], scale)
 
 
 def _measured(cell: ValueCell, n_rows: int, blocks: Sequence[Mapping[str, FloatArray]], min_patients: int) -> MeasuredValue:
@@ -206,7 +212,8 @@ def _member(group: str, item: MeasuredValue, metric: str, config: AuditConfig, n
     own = item.limits(metric, config.confidence, config.interval)
     lower, upper = item.limits(metric, 1 - (1 - config.confidence) / n_groups, config.interval)
     z = NormalDist().inv_cdf(0.5 + config.confidence / 2)
-    down, up = (None if limit is None else abs(limit - value) / z for limit in own)
+    least = float(np.sqrt(item.cell.floor(item.cell.n_units)))
+    down, up = (None if limit is None else max(abs(limit - value) / z, least) for limit in own)
     return GroupValue(group, value, item.variances[metric], item.cell.n_units, item.cell.n, lower, upper, down, up)
 
 
@@ -238,7 +245,7 @@ def _nulls(
     if n_permutations:
         use = (groups.codes >= 0) & ~np.isnan(x)
         # a patient of two groups (ages change) counts in both
-        pairs = make_value_cell(x[use], patient[use] * len(groups.keys) + groups.codes[use])
+        pairs = make_value_cell(x[use], patient[use] * len(groups.keys) + groups.codes[use], spread_of(x))
         codes = np.array(inside, dtype=np.int64)
         rng = generator(seed, "permutation", "value", groups.attribute, name)
         return value_null(pairs, pairs.units % len(groups.keys), codes, n_permutations, rng)

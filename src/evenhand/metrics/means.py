@@ -46,6 +46,8 @@ class ValueCell:
         ordered: float64 (n,), the values, ascending.
         owner: int64 (n,), the position in ``units`` of each ordered value's unit.
         centre: what was taken off the values before they were summed.
+        scale: standard deviation of everybody's values. No variance is below ``(scale / 2u)**2``, half a patient's ordinary
+            deviation, so that a group of equal values is not certain; 0: no such floor.
     """
 
     units: IntArray
@@ -53,6 +55,7 @@ class ValueCell:
     ordered: FloatArray
     owner: IntArray
     centre: float
+    scale: float = 0.0
 
     @property
     def n(self) -> int:
@@ -108,7 +111,7 @@ class ValueCell:
         found: dict[str, tuple[FloatArray, FloatArray]] = {}
         if "mean" in metrics:
             mean, variance = self._mean_moments(members)
-            found["mean"] = (mean + self.centre, variance)
+            found["mean"] = (mean + self.centre, np.maximum(variance, self.floor(members.sum(axis=0))))
         if "median" in metrics:
             columns = np.ascontiguousarray(members.T) > 0
             pairs = [self._median_moments(np.flatnonzero(own[self.owner]), int(np.count_nonzero(own))) for own in columns]
@@ -117,7 +120,7 @@ class ValueCell:
 
     def median_moments(self, shuffled: npt.NDArray[np.int16], groups: IntArray) -> tuple[FloatArray, FloatArray]:
         """Each group's median and its variance under each column of group codes (u, b): (groups, b) each."""
-        value = np.full((len(groups), shuffled.shape[1]), np.nan)
+        value = np.full((len(groups), shuffled.shape[1]), np.nan)  # NaN: a group without rows
         variance = value.copy()
         for column, codes in enumerate(np.ascontiguousarray(shuffled.T)):
             of_rows = codes[self.owner]
@@ -126,6 +129,10 @@ class ValueCell:
                 moments = self._median_moments(np.flatnonzero(of_rows == group), int(units[group]))
                 value[position, column], variance[position, column] = moments
         return value, variance
+
+    def floor(self, units: npt.ArrayLike) -> FloatArray:
+        """The least variance over so many units."""
+        return np.asarray((self.scale / (2 * np.maximum(units, 1))) ** 2)
 
     def _mean_moments(self, own: FloatArray) -> tuple[FloatArray, FloatArray]:
         n, s, ss, sn, nn = self.sums @ own
@@ -155,7 +162,7 @@ class ValueCell:
             return median, float("nan")
         half = _Z * n * float(np.sqrt(self._share_variance(rows, median, units)))
         low, high = self._at(rows, 0.5 * n - half), self._at(rows, 0.5 * n + half)
-        return median, ((high - low) / (2 * _Z)) ** 2
+        return median, max(((high - low) / (2 * _Z)) ** 2, float(self.floor(units)))
 
     def _share_variance(self, rows: IntArray, median: float, units: int) -> float:
         """Clustered variance of P(X < median) + P(X = median) / 2."""
@@ -177,13 +184,13 @@ class ValueCell:
         return float((1 - share) * self.ordered[rows[low]] + share * self.ordered[rows[high]])
 
 
-def make_value_cell(values: FloatArray, unit: IntArray, centre: float | None = None) -> ValueCell:
+def make_value_cell(values: FloatArray, unit: IntArray, scale: float = 0.0) -> ValueCell:
     """Compile rows.
 
     Args:
         values: (n,) finite numbers.
         unit: (n,) global code of each row's unit.
-        centre: taken off before summing, against cancellation; default: the mean.
+        scale: standard deviation of everybody's values, for the least variance; see `ValueCell`.
 
     Example:
         >>> cell = make_value_cell(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1]))
@@ -191,12 +198,12 @@ def make_value_cell(values: FloatArray, unit: IntArray, centre: float | None = N
         {'mean': 3.0, 'median': 2.0}
     """
     units, local = np.unique(unit, return_inverse=True)
-    middle = (float(values.mean()) if len(values) else 0.0) if centre is None else centre
+    middle = float(values.mean()) if len(values) else 0.0
     n = np.bincount(local, minlength=len(units)).astype(np.float64)
     s = np.bincount(local, values - middle, minlength=len(units)).astype(np.float64)
     order = np.argsort(values, kind="stable")
     sums = np.stack([n, s, s**2, s * n, n**2])
-    return ValueCell(units.astype(np.int64), sums, values[order].astype(np.float64), local[order].astype(np.int64), middle)
+    return ValueCell(units.astype(np.int64), sums, values[order].astype(np.float64), local[order].astype(np.int64), middle, scale)
 
 
 def student(level: float, units: int) -> float:
