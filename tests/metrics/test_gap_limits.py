@@ -71,10 +71,11 @@ def test_nearest_values_have_the_gap_asked_for() -> None:
         assert placed[top].min() >= placed[~top].max()
 
 
-def test_the_larger_of_two_gaps_needs_more_than_either() -> None:
+def test_the_larger_of_two_gaps_leaves_the_upper_limits_share_to_the_lower() -> None:
+    """Each of two equal gaps may miss at 2.5% below, as neither upper limit alone can miss for both."""
     one, other = _side([0.9, 0.6], 0.04), _side([0.5, 0.24], 0.04)
     both, alone = gap_limits([one, other], 3.0, 0.95, 1.0), gap_limits([one], 3.0, 0.95, 1.0)
-    assert both[0] < alone[0]
+    assert both[0] == pytest.approx(alone[0], abs=0.004)
     assert both[1] == alone[1]
 
 

@@ -319,7 +319,7 @@ def _mean_limits(first: Gap, second: Gap, joint: float | None) -> tuple[float, f
     mean = sum(value for value, _, _ in pairs) / 2
     shown = [value - lower for value, lower, _ in pairs if lower > 0]
     low = mean - (float(np.sqrt(sum(width**2 for width in shown))) + sum(value for value, lower, _ in pairs if lower == 0)) / 2
-    high = mean + float(np.hypot(*(upper - value for value, _, upper in pairs))) / 2
+    high = mean + float(np.sqrt(sum((upper - value) ** 2 for value, _, upper in pairs))) / 2
     return (0.0 if joint is None else min(max(low, joint / 2), mean)), min(high, 1.0)
 
 
