@@ -294,7 +294,7 @@ def test_pages_of_many_labels_and_groups_stay_small(tmp_path: Path, monkeypatch:
 
 def test_phone_and_print_rules_are_there() -> None:
     css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    phone, paper = css.split("@media (max-width:760px)")[1].split("@media print")
+    phone, paper = css.split("@media screen and (max-width:760px)")[1].split("@media print")
     assert ".scroll{overflow-x:auto" in css
     assert "figure .small svg{max-width:100%}" in phone
     assert "details::details-content{content-visibility:visible" in paper

@@ -14,6 +14,7 @@ from evenhand.report.tradeoff import tradeoff_part
 Json = Mapping[str, Any]
 GAPS = ("auc", "equalized_odds", "demographic_parity")
 MANY_ROWS = 12
+MOST_COLUMNS = 6
 NO_VERDICT = (
     "No verdict was raised: no group's change is clearly adverse, no run collapsed. "
     "This does not show that the runs are equally good for everyone."
@@ -98,12 +99,14 @@ def _attribute_view(key: str, name: str, attribute: Json, block: Json, compare: 
 
 
 def _levels(name: str, attribute: Json, compare: Json) -> tables.Table:
-    """One row a group, one column a run: AUC with interval and SD over seeds."""
+    """AUC of each group under each run, with interval and SD over seeds; one row a group, or with many runs one row a run."""
     runs = [run["name"] for run in compare["runs"]]
-    rows = [
-        tables.Row(words.group_label(name, key), tuple(_seed_cell(group.get(run, {}).get("auc")) for run in runs))
-        for key, group in attribute["groups"].items()
-    ]
+    groups = {words.group_label(name, key): group for key, group in attribute["groups"].items()}
+    cells = {(run, label): _seed_cell(group.get(run, {}).get("auc")) for run in runs for label, group in groups.items()}
+    if len(runs) > MOST_COLUMNS and len(groups) <= MOST_COLUMNS:
+        rows = [tables.Row(run, tuple(cells[run, label] for label in groups), "run") for run in runs]
+        return tables.Table(("run", *groups), tuple(rows))
+    rows = [tables.Row(label, tuple(cells[run, label] for run in runs)) for label in groups]
     return tables.Table(("group", *runs), tuple(rows))
 
 

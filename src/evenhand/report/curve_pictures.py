@@ -138,8 +138,7 @@ def _curve_pictures(
     bands = f" Shaded: {sure} bands over patients, point by point." if drawn else ""
     order = sorted(curves, key=lambda g: (g in named, named.get(g, 0)))
     shown = [_shown(name, g, groups[g], curves[g], named.get(g)) for g in order]
-    aucs = [replace(s, label=f"{s.label}, AUC {groups[g]['auc']['value']:.2f}") for s, g in zip(shown, order, strict=True)]
-    pictures = [_roc(key, title, aucs, note, bands + absent)]
+    pictures = [_roc(key, title, shown, [groups[g]["auc"]["value"] for g in order], note, bands + absent)]
     if note or (brief and len(curves) > MOST_BANDS):
         return pictures
     if brief and len(curves) > FEW_GROUPS:
@@ -175,9 +174,10 @@ def _shown(name: str, group: str, row: Json, curves: GroupCurves, style: int | N
     return Shown(words.group_label(name, group), curves, style, point)
 
 
-def _roc(key: str, title: str, shown: Sequence[Shown], note: str, tail: str) -> Picture:
-    text = "; ".join(s.label for s in shown if s.style is not None)
-    svg = curve_figures.roc(shown, key=f"{key}-roc", summary=f"ROC curves by {title}. {text}.", note=note)
+def _roc(key: str, title: str, shown: Sequence[Shown], aucs: Sequence[float], note: str, tail: str) -> Picture:
+    named = [replace(s, label=f"{s.label}, AUC {auc:.2f}") for s, auc in zip(shown, aucs, strict=True)]
+    text = "; ".join(s.label for s in named if s.style is not None)
+    svg = curve_figures.roc(named, key=f"{key}-roc", summary=f"ROC curves by {title}. {text}.", note=note)
     caption = "The mark on a curve is where the model is used: its threshold. Marks far apart are a gap in equalized odds."
     caption += f" Of {len(shown)} groups the four lowest and three highest AUC are named." if note else ""
     numbers = None if note else _grid_table("roc", "TPR at FPR", shown, (0.1, 0.2, 0.3, 0.5))
@@ -264,20 +264,18 @@ def _decision_table(shown: Sequence[Shown], places: Sequence[float]) -> tables.T
 
 
 def _reliability_table(shown: Sequence[Shown]) -> tables.Table:
-    """One row a group, one column a bin: mean score and observed share, interval and count."""
-    most = max(len(s.curves.reliability.n) for s in shown)
+    """One row a bin, one column a group: mean score and observed share, interval and count."""
     rows = []
-    for s in shown:
-        b = s.curves.reliability
-        cells = [
-            tables.Cell(
-                f"{words.number(b.score[i], 2)} → {words.number(b.observed[i], 2)}",
-                f"{words.number(b.lower[i], 2)} to {words.number(b.upper[i], 2)}\nn = {b.n[i]}",
-            )
-            for i in range(len(b.n))
-        ]
-        rows.append(tables.Row(s.label, (*cells, *[tables.Cell("", "", "empty")] * (most - len(cells)))))
-    return tables.Table(("group", *(f"bin {i + 1}" for i in range(most))), tuple(rows), ("mean score → share truly positive",))
+    for i in range(max(len(s.curves.reliability.n) for s in shown)):
+        cells = []
+        for b in (s.curves.reliability for s in shown):
+            if i >= len(b.n):
+                cells.append(tables.Cell("–", "", "empty"))
+                continue
+            limits = f"{words.number(b.lower[i], 2)} to {words.number(b.upper[i], 2)}"
+            cells.append(tables.Cell(f"{words.number(b.score[i], 2)} → {words.number(b.observed[i], 2)}", f"{limits}, n = {b.n[i]}"))
+        rows.append(tables.Row(f"bin {i + 1}", tuple(cells)))
+    return tables.Table(("mean score → share positive", *(s.label for s in shown)), tuple(rows))
 
 
 def _distributions(key: str, name: str, split: Mapping[str, tuple[FloatArray, FloatArray]], block: Json) -> Picture | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evenhand.report import tables, words
-from evenhand.report.drawing import INK, MUTED, Axes, Drawing, ticks
+from evenhand.report.drawing import INK, MUTED, RULE, Axes, Drawing, ticks
 from evenhand.report.figures import COLOURS, Point, limits_of, short
 from evenhand.report.page import Part, Picture, picture
 from evenhand.report.tables import Cell, Row, Table
@@ -16,6 +16,8 @@ Json = Mapping[str, Any]
 PAIRS = (("auc", "equalized_odds"), ("worst", "auc"))
 """(performance, gap) of the two pictures; 'worst' is the AUC of the worst group."""
 LEGEND_ROW = 15
+MOST_COLOURED = 4
+"""With more runs the intervals of dominated ones are grey."""
 APART = 13.0
 """Points between the numbers of neighbouring runs."""
 
@@ -128,7 +130,7 @@ def tradeoff(positions: Sequence[Position], *, key: str, summary: str, x_axis: s
     free = front(positions)
     _front_line(axes, positions, free)
     for i, p in enumerate(positions):
-        _spread(axes, p, COLOURS[i % len(COLOURS)])
+        _spread(axes, p, COLOURS[i % len(COLOURS)], COLOURS[i % len(COLOURS)] if free[i] or len(positions) <= MOST_COLOURED else RULE)
     places = [axes.at(p.x.value or 0.0, p.y.value or 0.0) for p in positions]
     numbers = apart([(x + 9, y - 9) for x, y in places], (72 * axes.left + 6, 26.0, 72 * (axes.left + axes.width) - 6, 72 * 3.18 - 8))
     for i, (place, spot) in enumerate(zip(places, numbers, strict=True)):
@@ -154,13 +156,13 @@ def _front_line(axes: Axes, positions: Sequence[Position], free: Sequence[bool])
     axes.line([x for x, _ in corners], [y for _, y in corners], INK, 0.9, "3 2")
 
 
-def _spread(axes: Axes, p: Position, colour: str) -> None:
+def _spread(axes: Axes, p: Position, colour: str, line: str) -> None:
     """Intervals in both directions and, as dots, the seeds."""
     x, y = p.x.value or 0.0, p.y.value or 0.0
     if p.x.lower is not None and p.x.upper is not None:
-        axes.line((p.x.lower, p.x.upper), (y, y), colour, 0.8)
+        axes.line((p.x.lower, p.x.upper), (y, y), line, 0.8)
     if p.y.lower is not None and p.y.upper is not None:
-        axes.line((x, x), (p.y.lower, p.y.upper), colour, 0.8)
+        axes.line((x, x), (p.y.lower, p.y.upper), line, 0.8)
     if len(p.seeds) > 1:
         for sx, sy in p.seeds:
             if axes.x[0] <= sx <= axes.x[1] and axes.y[0] <= sy <= axes.y[1]:
