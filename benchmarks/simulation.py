@@ -68,7 +68,7 @@ class Settings:
         That is the bootstrap, which the default intervals do not use, bounds over missing attributes, and the details.
         """
         options = {"bootstrap": 0, "permutations": self.permutations, "bounds": False, "details": False, **changed}
-        return AuditConfig(threshold=str(THRESHOLD), primary=list(FAMILY), metrics=list(METRICS), details=False, bounds=False, **options)
+        return AuditConfig(threshold=str(THRESHOLD), primary=list(FAMILY), metrics=list(METRICS), **options)
 
     def fingerprint(self) -> str:
         """Of the settings and of every file that the numbers depend on."""
