@@ -12,7 +12,7 @@ from evenhand.evaluation.casemix import explain
 from evenhand.evaluation.cells import Measured
 from evenhand.evaluation.cohort import Cohort
 from evenhand.evaluation.design import DESIGNED, design_effects
-from evenhand.evaluation.intersections import rank_intersections
+from evenhand.evaluation.intersections import drivers, rank_intersections
 from evenhand.evaluation.significance import clustered_variances, members_of
 from evenhand.metrics.gaps import Gap
 from evenhand.metrics.power import odds_power_block, power_block
@@ -65,6 +65,7 @@ def add_details(
     if config.details and cohort.groups:
         for question in cohort.questions:
             data["labels"][question.name]["intersections"] = rank_intersections(cohort, question, config, seed)
+            data["labels"][question.name]["drivers"] = drivers(cohort, question, config)
 
 
 def _power(measured: Mapping[int, Measured], groups: Groups, config: AuditConfig, n_tests: int) -> dict[str, Any]:

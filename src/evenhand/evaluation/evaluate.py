@@ -15,6 +15,7 @@ from evenhand.config.schema import AuditConfig
 from evenhand.data.groups import Groups
 from evenhand.errors import ConfigError
 from evenhand.evaluation.attributes import MISSING_KEY
+from evenhand.evaluation.case_columns import check_columns
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
 from evenhand.evaluation.details import add_details
@@ -162,6 +163,7 @@ def checked_cohort(predictions: pd.DataFrame, *, classes: Sequence[str], config:
         ConfigError: an option is wrong.
     """
     _check(config, classes)
+    check_columns(predictions, config.adjust)
     cohort = make_cohort(predictions, classes=classes, config=config, **question)
     check_reference(config.reference, {name: groups.keys for name, groups in cohort.groups.items()})
     return cohort

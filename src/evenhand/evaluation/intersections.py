@@ -51,8 +51,7 @@ def rank_intersections(cohort: Cohort, question: Question, config: AuditConfig, 
         ``{attribute, group, metric, value, rest, effect, lower, upper, p, p_adjusted, n, n_patients, n_positive, rank}``,
         ordered by adjusted p, then by the size of the effect; the not estimable last, with None and a ``reason``.
     """
-    labelled = ~np.isnan(question.y_true)
-    rows = _rows(question, cohort.patient, labelled)
+    labelled, rows = _rows(question, cohort.patient)
     codes = {name: groups.codes[labelled] for name, groups in cohort.groups.items()}
     records: list[dict[str, Any]] = []
     for name, groups in cohort.groups.items():
@@ -77,8 +76,11 @@ def _metrics(config: AuditConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in (*usual, *primary) if name in INFLUENCES))
 
 
-def _rows(question: Question, unit: IntArray, use: BoolArray) -> Rows:
-    return Rows(question.y_true[use], question.y_score[use], question.decision[use], unit[use])
+def _rows(question: Question, unit: IntArray) -> tuple[IntArray, Rows]:
+    """(positions of the labelled rows, these rows), in an order that does not depend on that of the table: sums are then equal."""
+    order = np.lexsort((question.decision, question.y_score, question.y_true, unit))
+    use = order[~np.isnan(question.y_true[order])].astype(np.int64)
+    return use, Rows(question.y_true[use], question.y_score[use], question.decision[use], unit[use])
 
 
 def _against_rest(rows: Rows, own: BoolArray, rest: BoolArray, where: Mapping[str, Any], config: AuditConfig) -> list[dict[str, Any]]:
@@ -173,8 +175,7 @@ def drivers(cohort: Cohort, question: Question, config: AuditConfig) -> list[dic
         ``{attribute, joint, without, metric, groups: [low, high], gap, gap_without, change, lower, upper, share, n,
         n_patients}``; the not estimable last, with None and a ``reason``. Empty without joint attributes.
     """
-    labelled = ~np.isnan(question.y_true)
-    rows = _rows(question, cohort.patient, labelled)
+    labelled, rows = _rows(question, cohort.patient)
     found = []
     for joint in cohort.groups.values():
         for part in cohort.groups.values():

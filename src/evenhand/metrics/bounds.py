@@ -287,7 +287,7 @@ def auc_differences(
         negative: the same of the negative rows.
         other_groups: as in `share_differences`.
     """
-    order1, order0 = np.argsort(-positive[0], kind="stable"), np.argsort(negative[0], kind="stable")
+    order1, order0 = np.lexsort((positive[1], -positive[0])), np.lexsort((negative[1], negative[0]))
     p, n = positive[0][order1], negative[0][order0]
     rising = [_offer(*scores, p, n) for scores in known]
     falling = [_offer(-high, -low, -p[::-1], -n[::-1]) for high, low in known]
