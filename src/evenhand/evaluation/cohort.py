@@ -152,9 +152,10 @@ def patient_ids(frame: pd.DataFrame) -> tuple[npt.NDArray[Any], list[str]]:
         ]
     ids = frame["patient_id"].astype("string").str.strip()
     empty = ids.isna() | (ids == "")
+    if not empty.any():
+        return ids.to_numpy(str), []
     own = pd.Series([f"\x00row {row}" for row in range(len(frame))], index=frame.index, dtype="string")
-    note = [f"{int(empty.sum())} rows have no patient id; each is taken for a patient of its own"] if empty.any() else []
-    return ids.where(~empty, own).to_numpy(str), note
+    return ids.where(~empty, own).to_numpy(str), [f"{int(empty.sum())} rows have no patient id; each is taken for a patient of its own"]
 
 
 def _question(

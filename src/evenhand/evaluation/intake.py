@@ -12,7 +12,7 @@ import pandas as pd
 
 from evenhand.data.groups import measured, quantile_edges, quantile_groups
 from evenhand.errors import ConfigError, TableError
-from evenhand.evaluation.cohort import patient_ids, split_rows
+from evenhand.evaluation.cohort import split_rows
 from evenhand.evaluation.columns import coded_frame, is_quantiles, split_column
 from evenhand.evaluation.predictions import GROUP_SUFFIX, need_column
 from evenhand.evaluation.recognise import MOST_VALUES, Attributes, Outcome, find_attributes, find_outcome, find_single, is_measured
@@ -216,8 +216,10 @@ def _one_a_patient(
 ) -> npt.NDArray[np.float64]:
     """The values of the judged rows, each once a patient, so that a patient of many images weighs as one."""
     use = rows & np.isfinite(numbers)
-    patient = patient_ids(coded)[0][use] if "patient_id" in coded.columns else np.arange(int(use.sum()))
-    once = ~pd.DataFrame({"patient": patient, "value": numbers[use]}).duplicated().to_numpy(bool)
+    if "patient_id" not in coded.columns:
+        return numbers[use]
+    patient = pd.factorize(coded["patient_id"])[0][use]
+    once = (patient < 0) | ~pd.DataFrame({"patient": patient, "value": numbers[use]}).duplicated().to_numpy(bool)
     kept: npt.NDArray[np.float64] = numbers[use][once]
     return kept
 

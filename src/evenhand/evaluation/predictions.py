@@ -199,8 +199,9 @@ def binary_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
         TableError: other values, each with its row.
     """
     numbers = _numbers(values)
-    wrong = values.notna().to_numpy() & ~np.isin(numbers, (0.0, 1.0))
-    wrong &= ~(values.astype("string").str.strip() == "").fillna(True).to_numpy(bool)
+    wrong = values.notna().to_numpy() & ~((numbers == 0) | (numbers == 1))
+    if wrong.any():
+        wrong &= ~(values.astype("string").str.strip() == "").fillna(True).to_numpy(bool)
     if wrong.any():
         rows = np.flatnonzero(wrong)
         first = ", ".join(sorted({str(value) for value in values.iloc[rows]})[:3])

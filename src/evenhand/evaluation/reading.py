@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from evenhand.errors import InputError
@@ -132,13 +133,12 @@ def _read_delimited(raw: bytes, file: Path, text: Sequence[str]) -> pd.DataFrame
     comma = separator == ";" and re.search(rb"[;\n]-?\d+,\d", sample) and not re.search(rb"[;\n]-?\d+\.\d", sample)
     decimal = "," if comma else "."
     frame = pd.read_csv(
-        io.BytesIO(body), sep=separator, decimal=decimal, dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values=[""],
-        encoding="utf-8", low_memory=False,
+        io.BytesIO(body), sep=separator, decimal=decimal, keep_default_na=False, na_values=[""], encoding="utf-8", low_memory=False
     )
     if not isinstance(frame.index, pd.RangeIndex):
         raise InputError(f"{file} cannot be read: its rows have more fields than its header; every row needs as many fields as the header")
     _check_rows(frame, separator, file)
-    return _with_codes(frame, body, separator)
+    return _with_codes(frame, body, separator, text)
 
 
 def _check_header(header: str, separator: str, file: Path) -> None:
@@ -160,15 +160,33 @@ def _check_rows(frame: pd.DataFrame, separator: str, file: Path) -> None:
         )
 
 
-def _with_codes(frame: pd.DataFrame, body: bytes, separator: str) -> pd.DataFrame:
-    """Columns that were read as numbers although their values are codes with leading zeros, as the text they are."""
-    if re.search(rb'(?:^|[\n"' + re.escape(separator.encode()) + rb"])0\d", body) is None:
-        return frame
-    numeric = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name])]
+def _has_codes(body: bytes, separator: str, block: int = 1 << 22) -> bool:
+    """Whether any field starts with a zero and another digit; by blocks, as arrays are several times faster than a pattern."""
+    starts = np.zeros(256, dtype=bool)
+    starts[[ord(sign) for sign in ("\n", '"', separator)]] = True
+    data = np.frombuffer(body, dtype=np.uint8)
+    for begin in range(0, len(data) - 2, block):
+        part = data[begin : begin + block + 2]
+        zero = np.flatnonzero(part[1:-1] == ord("0"))
+        zero = zero[starts[part[zero]]]
+        following = part[zero + 2]
+        if ((following >= ord("0")) & (following <= ord("9"))).any():
+            return True
+    return False
+
+
+def _with_codes(frame: pd.DataFrame, body: bytes, separator: str, text: Sequence[str]) -> pd.DataFrame:
+    """Columns that were read as numbers although they are ids, or codes with leading zeros, as the text they are.
+
+    They are read again rather than read as text at once, which would take all tables four times as long.
+    """
+    numeric = [name for name in frame.columns if not pd.api.types.is_string_dtype(frame[name])]
+    if not _has_codes(body, separator):
+        numeric = [name for name in numeric if name in text]
     if not numeric:
         return frame
     texts = pd.read_csv(
         io.BytesIO(body), sep=separator, usecols=numeric, dtype="string", keep_default_na=False, na_values=[""], encoding="utf-8"
     )
-    codes = [name for name in numeric if texts[name].str.match(r"\s*0\d").any()]
+    codes = [name for name in numeric if name in text or texts[name].str.match(r"\s*0\d").any()]
     return frame.assign(**{name: texts[name] for name in codes})
