@@ -10,27 +10,37 @@ from evenhand.report.page import Part, Picture, Section, picture
 from evenhand.report.tables import Cell, Row, Table
 
 Json = Mapping[str, Any]
+HINT = (
+    "Groups differ in age, severity or equipment as well as in how the model treats them. Here every group is given the same mix: "
+    "that of all patients together. What is left is a gap between patients alike in these columns. What goes is not thereby "
+    "excused: it is still a gap for the patients of that group, and columns that were not given may explain more."
+)
+PREVALENCE_HINT = (
+    "Some measures differ between groups only because one group has more positive cases. Here positive and negative cases of every "
+    "group are weighted to the share of positive cases over everyone. No case-mix columns were given."
+)
 FIRST = {"metrics": ("auc", "tpr", "fpr", "positive_rate"), "prevalence_matched": ("ppv", "npv", "average_precision", "net_benefit")}
 
 
 def explained_section(key: str, block: Json, sure: str) -> Section | None:
     """Gaps as they are, and after every group is given the same case mix or the same prevalence."""
-    parts = []
+    parts, mixed = [], False
     for i, (name, attribute) in enumerate(block["attributes"].items()):
-        found = [part for kind in FIRST for part in _kind_parts(f"{key}-{i}", name, attribute.get("explained") or {}, kind, sure)]
+        given = attribute.get("explained") or {}
+        found = [part for kind in FIRST for part in _kind_parts(f"{key}-{i}", name, given, kind, sure)]
         parts += [Part(f"By {words.group_label(name, name)}", parts=tuple(found))] if found else []
-    hint = (
-        "Groups differ in age, severity or equipment as well as in how the model treats them. Here every group is given the same mix: "
-        "that of all patients together. What is left is a gap between patients alike in these columns. What goes is not thereby "
-        "excused: it is still a gap for the patients of that group, and columns that were not given may explain more."
-    )
-    return Section(f"{key}-explained", "How much of a gap goes with case mix", tuple(parts), hint) if parts else None
+        mixed = mixed or bool(given.get("metrics"))
+    if not parts:
+        return None
+    if mixed:
+        return Section(f"{key}-explained", "How much of a gap goes with case mix", tuple(parts), HINT)
+    return Section(f"{key}-explained", "How much of a gap goes with prevalence", tuple(parts), PREVALENCE_HINT)
 
 
 def _kind_parts(key: str, name: str, explained: Json, kind: str, sure: str) -> list[Part]:
     """One kind of weighting: a sentence, a picture, the main gaps, and the rest folded."""
     entries = {m: e for m, e in (explained.get(kind) or {}).items() if isinstance(e, Mapping)}
-    if not entries:
+    if not entries or (kind != "metrics" and not any(words.estimable(e.get("gap")) for e in entries.values())):
         return []
     title = words.group_label(name, name)
     columns = words.listing([str(c) for c in explained.get("columns") or ()], 6)

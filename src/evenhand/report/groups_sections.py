@@ -75,7 +75,7 @@ def performance_parts(key: str, name: str, attribute: Json, overall: Json) -> li
     rest = [m for m in found if m not in main]
     hint = words.plural(len(groups), "group")
     if attribute.get("n_missing"):
-        hint += f"; {name} is not recorded for {words.plural(attribute['n_missing'], 'image')}, shown in a row of their own"
+        hint += f"; {title} is not recorded for {words.plural(attribute['n_missing'], 'image')}, shown in a row of their own"
     shown = _panels(f"{key}-panels", name, groups, overall, main)
     table = tables.group_table(name, attribute, overall, main)
     parts = [Part(text=f"{hint}.", table=table, caption=f"Performance of each group by {title}; below each value its interval")]

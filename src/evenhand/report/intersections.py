@@ -93,8 +93,10 @@ def ranked_parts(key: str, label: str, ranked: Sequence[Json], sure: str, level:
     """The intersections in the order of the audit: a picture of the first and a table of all."""
     if not ranked:
         return []
-    clear = [item for item in ranked if _clear(item, level)]
-    said = f"{len(clear)} of {words.plural(len(ranked), 'comparison')} " + ("has" if len(clear) == 1 else "have")
+    clear, known = (sum(test) for test in ([_clear(i, level) for i in ranked], [i.get("effect") is not None for i in ranked]))
+    if not known:
+        return [Part("Which groups and intersections stand out", f"None of {len(ranked)} comparisons can be estimated: too few patients.")]
+    said = f"{clear} of {words.plural(known, 'comparison')} " + ("has" if clear == 1 else "have")
     text = (
         "Each group and intersection against everyone who is not in it: the difference, its interval, and its p-value corrected for all "
         "comparisons of this list (the intervals are not). "
