@@ -6,7 +6,9 @@ from evenhand.metrics.bootstrap import bootstrap_blocks, draw_weights, percentil
 from evenhand.metrics.calibration import expected_calibration_error
 from evenhand.metrics.cells import METRICS, Cell, make_cell
 from evenhand.metrics.gaps import COMBINED, Gap, GroupValue, all_gaps
+from evenhand.metrics.intervals import clustered_wilson, newcombe
 from evenhand.metrics.net_benefit import net_benefit
+from evenhand.metrics.paired import AucEstimate, PairedDifference, delong, mcnemar, paired_difference
 from evenhand.metrics.permutation import critical_value, holm, null_maxima, p_value
 from evenhand.metrics.rates import RATES, Estimate, rates, wilson
 from evenhand.metrics.recalibration import Recalibration, calibration_slope_intercept
@@ -16,10 +18,12 @@ __all__ = [
     "COMBINED",
     "METRICS",
     "RATES",
+    "AucEstimate",
     "Cell",
     "Estimate",
     "Gap",
     "GroupValue",
+    "PairedDifference",
     "Recalibration",
     "all_gaps",
     "auc",
@@ -28,14 +32,19 @@ __all__ = [
     "bootstrap_blocks",
     "calibration_slope_intercept",
     "choose_threshold",
+    "clustered_wilson",
     "critical_value",
+    "delong",
     "draw_weights",
     "expected_calibration_error",
     "holm",
     "make_cell",
+    "mcnemar",
     "net_benefit",
+    "newcombe",
     "null_maxima",
     "p_value",
+    "paired_difference",
     "parse_rule",
     "percentile_interval",
     "rank_rows",
