@@ -38,7 +38,10 @@ def design_effects(question: Question, patient: npt.NDArray[np.int64], estimable
     units = patient[use]
     if len(np.unique(units)) == len(units):
         return {}
-    rows = (question.y_true[use], question.y_score[use], question.decision[use])
+    # sums must not depend on the table's order
+    order = np.lexsort((units, question.decision[use], question.y_score[use], question.y_true[use]))
+    units = units[order]
+    rows = (question.y_true[use][order], question.y_score[use][order], question.decision[use][order])
     names = tuple(name for name in DESIGNED if name in estimable)
     clustered = make_cell(*rows, units).moments(names)
     alone = make_cell(*rows, np.arange(len(units))).moments(names)
