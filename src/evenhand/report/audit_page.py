@@ -190,11 +190,11 @@ def _made(audit: Json, curves: bool) -> dict[str, Any]:
     made, sure = audit.get("provenance", {}), summary.confidence_of(audit)
     patients = made.get("min_patients", 10)
     paragraphs = [
-        f"Intervals ({sure}): patients, not images, are drawn with replacement, so that several "
-        "images of one patient count as the one source of information they are. "
+        f"Intervals ({sure}) count patients, not images, so that several images of one patient weigh as the one source of information "
+        f"they are. {_kind(made)}"
         "Intervals of gaps invert the studentised maximum test: the plain percentile interval of a "
         "largest-minus-smallest difference almost never reaches 0, even where there is no gap.",
-        "p-values come from permuting group membership among patients; adjusted ones are corrected by Holm over the family named below.",
+        _tests(made),
         f"Not estimable: a rate needs at least {patients} patients in its denominator, AUC at least {patients} of each "
         "class. Such values are neither 0 nor left out in silence; gaps are over the groups that remain.",
         "Thresholds are chosen on validation rows and applied to the audited rows, unless a banner above says otherwise.",
@@ -211,6 +211,24 @@ def _made(audit: Json, curves: bool) -> dict[str, Any]:
             "intervals of bins of about equal size, with the bin's patients as the sample size."
         )
     return {"paragraphs": paragraphs, "pairs": [(key.replace("_", " "), text) for key, text in flat(made)]}
+
+
+def _kind(made: Json) -> str:
+    """How the intervals of group values were made, as the audit names it."""
+    kind = str(made.get("interval") or "").split("; gaps:")[0].removeprefix("groups: ")
+    return f"Kind for group values: {kind}. " if kind else ""
+
+
+def _tests(made: Json) -> str:
+    """Where the p-values come from."""
+    by = made.get("tests") or {}
+    drawn = [words.measure(m).title for m in by.get("bootstrap") or ()]
+    text = "p-values come from permuting group membership among patients"
+    if made.get("permutations") == 0:
+        text = "p-values come from the bootstrap over patients"
+    elif drawn:
+        text += f"; those of gaps in {words.listing(drawn, 8)} from the bootstrap over patients"
+    return f"{text}. Adjusted ones are corrected by Holm over the family named below."
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

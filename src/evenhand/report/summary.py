@@ -227,10 +227,9 @@ def _gaps_many(audit: Json) -> list[str | tuple[str, str]]:
 
 def _certainty(audit: Json) -> list[str]:
     made, sure = audit.get("provenance", {}), confidence_of(audit)
-    times = f" {words.count(made['bootstrap'])} times" if made.get("bootstrap") else ""
     lines = [
-        f"Ranges are {sure} intervals from resampling the {words.plural(audit['n_patients'], 'patient')}"
-        f"{times}, all images of a patient together. "
+        f"Ranges are {sure} intervals that count the {words.plural(audit['n_patients'], 'patient')}, not the images: several images of "
+        "one patient do not pass for several patients. "
         "A gap whose interval excludes 0 is unlikely to be chance alone; one whose interval includes 0 is not thereby shown to be absent."
     ]
     lines += _design_effect(audit)
@@ -274,6 +273,7 @@ def _limits(audit: Json) -> list[str]:
     if missing:
         said = words.listing([f"{words.group_label(name, name)} in {words.plural(n, 'image')}" for name, n in missing.items()])
         lines.append(f"Not recorded: {said}. These are shown as rows of their own and enter no gap.")
+    lines += _unseen(audit)
     unlabelled = {label: b["overall"]["n_unlabelled"] for label, b in audit["labels"].items() if b["overall"].get("n_unlabelled")}
     if unlabelled:
         lines.append(
@@ -288,6 +288,20 @@ def _limits(audit: Json) -> list[str]:
     )
     lines.append("Anything about patients, sites or devices that are not in these data.")
     return lines
+
+
+def _unseen(audit: Json) -> list[str]:
+    """Which gaps these data would not show, for the first attributes of a page of few labels."""
+    if len(audit["labels"]) > 1:
+        return []
+    said = []
+    for name, attribute in next(iter(audit["labels"].values()))["attributes"].items():
+        power = attribute.get("power") or {}
+        metric = next((m for m in ("auc", "equalized_odds", "tpr", "mean") if (power.get(m) or {}).get("detectable") is not None), None)
+        if metric is not None:
+            size = words.number(power[metric]["detectable"], 2)
+            said.append(f"{size} by {words.group_label(name, name)} ({words.gap_title(metric)})")
+    return [f"Differences smaller than {words.listing(said, 6)} would often go unseen with this many patients."] if said else []
 
 
 def joined(parts: Sequence[str]) -> str:
