@@ -308,7 +308,8 @@ def _run_gaps(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, FloatArray]]:
     """(gap JSON with the mean over seeds of each seed's gap, replicates of that mean)."""
     members, excluded = members_of(mean, replicate_variances(mean), config.confidence)
-    named: dict[str, Any] = {"underdiagnosis": underdiagnosis_metric(label, config.no_finding), "reference": config.reference.get(attribute)}
+    missed = underdiagnosis_metric(label, config.no_finding)
+    named: dict[str, Any] = {"underdiagnosis": missed, "reference": config.reference.get(attribute)}
     everybody = run.mean("", label)[""].values
     of_means = all_gaps(members, excluded, bootstrap_null(mean, members), config.confidence, overall=everybody, **named)
     parts = run.measured[attribute][label]

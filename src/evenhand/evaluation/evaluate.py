@@ -22,7 +22,7 @@ from evenhand.evaluation.details import add_details
 from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
-from evenhand.evaluation.selection import RESAMPLED, check_names, check_reference, chosen_metrics, underdiagnosis_metric
+from evenhand.evaluation.selection import FEW, RESAMPLED, SLOW, check_names, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import (
     Members,
     adjust,
@@ -298,7 +298,8 @@ def _null(
         "threshold": question.threshold["value"],
     }
     rng = generator(seed, "permutation", groups.attribute, question.name)
-    made = {name: wanted if name in _primary_parts(config) else config.permutations for name in members}
+    others = {name: min(config.permutations, FEW) if name in SLOW else config.permutations for name in members}
+    made = {**others, **dict.fromkeys(_primary_parts(config) & set(members), wanted)}
     null = permuted_null(rows, groups.codes[use], members, groups.keys, made, rng, threads)
     return {**null, **bootstrap_null(measured, {name: inside for name, inside in members.items() if name in RESAMPLED})}
 

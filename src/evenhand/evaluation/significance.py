@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.evaluation.cells import Measured
-from evenhand.evaluation.selection import RESAMPLED, ROUGH
+from evenhand.evaluation.selection import RESAMPLED
 from evenhand.metrics.cells import make_cell, variance_floor
 from evenhand.metrics.gaps import Gap, GroupValue
 from evenhand.metrics.permutation import holm, largest_difference, log_moments, null_maxima
@@ -66,18 +66,8 @@ def metrics_of(measured: Mapping[str, Measured]) -> tuple[str, ...]:
 
 
 def clustered_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
-    """Group key -> metric -> the variance that studentises its tests.
-
-    It is the linearised one with patients as clusters; where a metric has no derivative everywhere, that of the
-    bootstrap replicates, if there are any.
-    """
-    found = {}
-    for key, item in measured.items():
-        found[key] = dict(item.variances)
-        for name in ROUGH & set(item.variances):
-            spread = _spread(name, item.replicates[name], item.counts[name][1])
-            found[key][name] = spread if np.isfinite(spread) else found[key][name]
-    return found
+    """Group key -> metric -> the variance that studentises its tests: the linearised one, with patients as clusters."""
+    return {key: dict(item.variances) for key, item in measured.items()}
 
 
 def replicate_variances(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
@@ -120,8 +110,7 @@ def permuted_null(
 def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[str, FloatArray]:
     """Studentised maxima of the bootstrap errors, used where no permutation is at hand.
 
-    That is: macro averages, several seeds, and the metrics of `RESAMPLED`. A bias that the bootstrap repeats (that of the
-    calibration error in small groups) is in these errors too, and so does not pass for a gap.
+    That is: macro averages, several seeds, and the metrics of `RESAMPLED`.
     """
     found = {}
     for name, inside in members.items():

@@ -107,7 +107,7 @@ def error_with_variance(rows: BinnedRows, member: FloatArray, *, corrected: bool
     r"""Calibration error and its linearised variance with units as clusters, for each column of memberships.
 
     The absolute value has no derivative at 0, so in a well calibrated group the linearised variance is only a rough
-    guide; the tests of gaps use the variance of bootstrap replicates instead.
+    guide. The tests of gaps permute groups with it, which does not need it to be right, only the same in every group.
 
     Args:
         rows: from `bin_rows`.
