@@ -5,7 +5,7 @@
 Cohorts of 2 to 8 groups of 20 to 2,000 patients with 1 to 5 images each (`cohorts.py`), with no gap and with gaps of 0.1
 and 0.2, go through `evenhand.evaluation.evaluate` as a user's table would. Counted are: claims of a gap (adjusted
 p < 0.05) where there is none and where there is one, how often intervals of groups and of gaps hold the true value, how
-wide they are, and how many groups are called estimable. Beside them, on every fifth cohort without a gap, stand other ways:
+wide they are, and how many groups are called estimable. Beside them, on every tenth cohort without a gap, stand other ways:
 the bootstrap intervals of patients (percentile, BCa), and what the audit never does: images drawn and permuted as if each
 were a patient of its own, the percentile interval of a max-min gap, and a z-test of every pair of groups uncorrected.
 
@@ -45,7 +45,7 @@ METRICS = ("auc", "tpr", "fpr", "positive_rate", "brier")
 GAPS = ("auc", "tpr", "fpr", "equalized_odds", "equalized_odds_mean", "positive_rate", "brier")
 FAMILY = ("auc", "equalized_odds")
 BANDS = ((20, "20 to 49"), (50, "50 to 199"), (200, "200 to 999"), (1000, "1000 and more"))
-LEVEL, CHUNK, COMPARE_EVERY = 0.05, 10, 5
+LEVEL, CHUNK, COMPARE_EVERY = 0.05, 10, 10
 
 Tally = dict[str, list[float]]
 """What was counted -> [sum, number]; tallies of different audits add up."""
@@ -213,7 +213,7 @@ def _cell(rows: pd.DataFrame) -> Cell:
 
 
 def audit_once(scenario: Scenario, number: int, settings: Settings) -> Tally:
-    """Make one cohort, audit it, count; every fifth one without a gap also the other ways."""
+    """Make one cohort, audit it, count; every tenth one without a gap also the other ways."""
     tally: Tally = {}
     frame = scenario.table(generator(settings.seed, "simulation", scenario.name, number))
     seed = derive_seed(settings.seed, "audit", scenario.name, number)
@@ -288,6 +288,11 @@ def read_lines(results: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def _progress(at: int, total: int, seconds: float) -> None:
     if sys.stderr.isatty() or at == total or at % max(total // 20, 1) == 0:
         left = seconds / at * (total - at)
@@ -298,7 +303,7 @@ def _progress(at: int, total: int, seconds: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and print its tables; 1 when a bar is missed, 130 when interrupted."""
-    from simulation_table import bars, tables
+    from simulation_table import bars, fill, tables
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audits", type=int, help="audits of each scenario; default 500, quick 40")
@@ -310,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="scenarios whose names contain this")
     parser.add_argument("--results", type=Path, default=Path("simulation.jsonl"), help="file that is appended to and resumed from")
     parser.add_argument("--json", type=Path, help="also write every count and bar there")
+    parser.add_argument("--docs", type=Path, help="also put the tables between the marks <!-- simulation --> of this page")
     parser.add_argument("--table", action="store_true", help="only print the tables of what the results file holds")
     options = parser.parse_args(arguments)
     settings = Settings(options.bootstrap, options.permutations, options.seed)
@@ -324,11 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted; {options.results} has what was made, and the same command goes on from there", file=sys.stderr)
         return 130
     draws = f"{settings.permutations} permutations ({settings.bootstrap} bootstrap replicates for the other ways)"
-    print(f"Up to {audits} audits a scenario, {draws}, seed {settings.seed}\n")
-    print("\n".join(tables(chosen, found)))
+    made = [round(found[item.name].get("audit|claim|holm", (0, 0))[1]) for item in chosen]
     checked = bars(chosen, found)
     missed = [item for item in checked if not item.met]
-    print(f"\nBars: {len(checked) - len(missed)} of {len(checked)} met" + "".join(f"\n  MISSED {item}" for item in missed))
+    lines = [f"{_range(made)} audits a scenario, {draws}, seed {settings.seed}.\n", *tables(chosen, found)]
+    lines += [f"\nBars: {len(checked) - len(missed)} of {len(checked)} met.", *(f"\n- missed: {item}" for item in missed)]
+    print("\n".join(lines))
+    if options.docs:
+        fill(options.docs, "\n".join(lines))
     if options.json:
         listed = [{**asdict(item), "met": item.met} for item in checked]
         record = {"settings": asdict(settings), "audits": audits, "bars": listed, "tallies": found}

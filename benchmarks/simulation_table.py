@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,36 +110,45 @@ def _coverage(what: str, tally: Mapping[str, Sequence[float]]) -> list[Bar]:
     return [Bar(what, seen, n, limit(n, COVERAGE[0], 0.025), limit(n, COVERAGE[1], 0.975))] if n else []
 
 
+def fill(page: Path, text: str) -> None:
+    """Replace what a page has between ``<!-- simulation -->`` and ``<!-- /simulation -->``."""
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- simulation -->")
+    _, found, after = rest.partition("<!-- /simulation -->")
+    if not found:
+        raise SystemExit(f"{page} has no marks <!-- simulation --> and <!-- /simulation -->")
+    page.write_text(f"{before}<!-- simulation -->\n{text}\n<!-- /simulation -->{after}", encoding="utf-8")
+
+
 def tables(chosen: Sequence[Scenario], found: Tallies) -> Iterator[str]:
     """The study's tables, line by line; shares in percent with 95% Monte-Carlo limits."""
     without = [item.name for item in chosen if not item.gap]
-    yield "No gap in AUC, TPR and FPR: share of audits that claim one, in percent\n"
+    yield "\n**No gap in AUC, TPR and FPR: share of audits that claim one, in percent.**\n"
     yield from _table(
         ["cohort", "this audit", "family uncorrected", *list(WAYS.values())[1:]],
         [[name, *(percent(found[name], f"{way}|claim|{kind}") for way, kind in _CLAIMS)] for name in without],
     )
-    yield "\nA gap: share of audits that claim it (power), in percent\n"
+    yield "\n**A gap: share of audits that claim it (power), in percent.**\n"
     rows = []
     for item in chosen:
         if item.gap:
             keys = ("auc", "equalized_odds", "false")
             rows.append([item.name, *(percent(found[item.name], f"audit|claim|{key}") for key in keys)])
     yield from _table(["cohort", "AUC gap", "equalized-odds gap", "a claim where there is none"], rows)
-    yield "\nGroups: how often the interval holds the true value, in percent, and its mean width; the same in other ways\n"
+    yield "\n**Groups: how often the interval holds the true value, in percent, and its mean width; the same in other ways.**\n"
     yield from _table(
         ["metric", "patients", "intervals", "this audit", *(f"{title}" for title in OTHERS.values())],
         [row for metric, shown in GROUP_METRICS.items() for size in SIZES if (row := _group_row(found, metric, shown, size))],
     )
-    yield "\nGaps: how often the interval holds the true gap, in percent\n"
+    yield "\n**Gaps: how often the interval holds the true gap, in percent.**\n"
     shown = [*GAP_METRICS.values()]
     rows = [[item.name, *(percent(found[item.name], f"audit|covers gap|{m}", False) for m in GAP_METRICS)] for item in chosen]
     for way in ("independent", "maxmin"):
         rows += [[f"{WAYS[way]}: {name}", *(percent(found[name], f"{way}|covers gap|{m}", False) for m in GAP_METRICS)] for name in without]
     yield from _table(["cohort", *shown], rows)
-    yield "\nMean width of the gaps' intervals\n"
+    yield "\n**Gaps: mean width of the interval.**\n"
     rows = [[item.name, *(_width(found[item.name], f"audit|gap width|{m}") for m in GAP_METRICS)] for item in chosen]
     yield from _table(["cohort", *shown], rows)
-    yield "\nShare of groups called estimable, in percent\n"
+    yield "\n**Share of groups called estimable, in percent.**\n"
     kinds = ("auc", "tpr", "fpr")
     rows = [[size, *(percent(pooled(found, key := f"audit|estimable|{m}|{size}"), key) for m in kinds)] for size in SIZES]
     yield from _table(["patients", *(GROUP_METRICS[m] for m in kinds)], rows)
