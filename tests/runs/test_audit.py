@@ -62,7 +62,7 @@ def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(InputError, match="cannot be written .it is a file"):
+    with pytest.raises(InputError, match=r"cannot be written .it is a file"):
         audit(_frame(), "case", "prob", "sex", out=tmp_path / "out", **FEW)
 
 
