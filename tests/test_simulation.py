@@ -107,14 +107,14 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was_killed(
 
 def test_tables_go_between_the_marks_of_a_page(simulation: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n<!-- simulation -->\nold\n<!-- /simulation -->\n\nend\n")
+    page.write_text("# Title\n\n<!-- simulation -->\nformer\n<!-- /simulation -->\n\nend\n")
     for _ in range(2):
         tiny(simulation, tmp_path, 3, "--docs", str(page))
     text = page.read_text()
     assert text.startswith("# Title\n\n<!-- simulation -->\n3 audits a scenario")
     assert text.endswith("<!-- /simulation -->\n\nend\n")
     assert text.count("| 2 x 50 |") == 3
-    assert "old" not in text
+    assert "former" not in text
 
 
 def test_results_of_other_settings_are_left_alone(simulation: ModuleType, tmp_path: Path) -> None:
