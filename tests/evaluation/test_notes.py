@@ -15,7 +15,7 @@ def test_each_is_counted_and_no_id_is_named() -> None:
     groups = {"sex": category_groups(pd.Series(list("fffmm")), "sex"), "age": category_groups(pd.Series([1, 2, 1, 1, 3]), "age")}
     found = cohort_notes(frame, truths, groups, np.array([0, 0, 1, 2, 3]))
     assert found == [
-        "1 rows are exact copies of another row; they were judged as they stand, so remove them if that is a mistake",
+        "1 row is an exact copy of another row; judged as the table has them, so remove them if that is a mistake",
         "1 image names stand in several judged rows (2 rows)",
         "label 'z' has one class in the judged rows, so that no AUC can be said",
         "1 group of 'sex' has one class only: m",

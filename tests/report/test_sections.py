@@ -16,9 +16,9 @@ from evenhand.evaluation.values import evaluate_values
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED
 from evenhand.metrics.means import VALUE_METRICS
-from evenhand.report import curve_pictures, evidence, explained, harms, intersections, tables, words
+from evenhand.report import curve_pictures, drivers, evidence, explained, harms, intersections, summary, tables, words
 from evenhand.report.audit_page import audit_page
-from evenhand.report.groups_sections import sizes_section
+from evenhand.report.groups_sections import performance_parts, sizes_section
 from evenhand.report.html import TEMPLATES, write_audit_report
 from evenhand.report.page import Part, Section
 from tests.report import pages
@@ -143,7 +143,7 @@ def test_everything_that_is_there_is_shown(tmp_path: Path) -> None:
     assert places == sorted(places)
     for number in ("−0.123", "≥ 0.031", "0.272", "0.000 to 0.333", "0.14", "4\u202f321", "0.121", "0.040", "67%", "20% to 120%", "0.818"):
         assert number in text, number
-    assert "Groups share cells that hold 93% of the patients" in text
+    assert "Groups share cells that hold 93% of the cases" in text
 
 
 @pytest.mark.parametrize("title", TITLES)
@@ -227,8 +227,8 @@ def test_power_and_bounds_bear_what_cannot_be_estimated() -> None:
     power = {"auc": {"n_patients": 8, "detectable": None, "pair": None, "needed": {"0.1": None}}}
     section = evidence.power_section("k", {"attributes": {"sex": {"power": power}}})
     assert section is not None
-    assert section.parts[0].table is not None
-    assert section.parts[0].table.rows[0].cells[1].text == "not estimable"
+    assert section.parts[0].table is None
+    assert section.parts[0].text.startswith("By sex: fewer than two groups have enough patients")
     gap = {"value": None, "reason": "x", "bounds": {"lower": None, "upper": None, "reason": "x"}}
     block = {"overall": {"n": 10}, "attributes": {"sex": {"n_missing": 2, "gaps": {"auc": gap}, "groups": {}}}}
     section = evidence.missing_section("k", block)
@@ -317,3 +317,108 @@ def test_tables_of_curves_have_the_curves_numbers() -> None:
         assert isinstance(figure.numbers, tables.Table)
         for row in figure.numbers.rows:
             assert all(cell.text for cell in row.cells[:3])
+
+
+DRIVER = {
+    "attribute": "sex",
+    "joint": "sex*site",
+    "without": "f*a",
+    "metric": "auc",
+    "groups": ["f", "m"],
+    "gap": 0.12,
+    "gap_without": 0.0311,
+    "change": 0.0889,
+    "lower": 0.011,
+    "upper": 0.167,
+    "share": 0.741,
+    "n": 21,
+    "n_patients": 10,
+}
+
+
+def test_a_gap_hangs_on_an_intersection_only_where_it_is_clear() -> None:
+    (block,) = rich()["labels"].values()
+    assert drivers.driver_parts(block) == []
+    block["drivers"] = [DRIVER, {**DRIVER, "without": "m*b", "change": -0.02}, {**DRIVER, "change": None, "reason": "8 patients"}]
+    first, every = drivers.driver_parts(block)
+    assert first.text.startswith("The AUC gap between f and m is 0.120; without f × a it is 0.031. Leaving")
+    assert first.table is not None
+    assert every.table is not None
+    assert [len(part.table.rows) for part in (first, every) if part.table] == [1, 2]
+    assert first.table.rows[0].cells[4].text == "74%"
+    block["attributes"]["sex"]["gaps"]["auc"]["lower"] = 0.0
+    first, every = drivers.driver_parts(block)
+    assert "none is said to hang on one" in first.text
+    assert every.table is not None
+    assert {row.cells[4].text for row in every.table.rows} == {"–"}
+
+
+def test_a_small_gap_has_no_share() -> None:
+    (block,) = rich()["labels"].values()
+    block["drivers"] = [{**DRIVER, "gap": 0.006, "share": 36.4}]
+    assert "3640%" not in str(drivers.driver_parts(block))
+
+
+def test_drivers_are_on_the_page_and_absent_without_a_trace(tmp_path: Path) -> None:
+    audit = rich()
+    heading = "On which intersection a gap hangs"
+    assert heading not in text_of(write_audit_report(audit, None, tmp_path / "r.html"))
+    next(iter(audit["labels"].values()))["drivers"] = [DRIVER]
+    text = text_of(write_audit_report(audit, None, tmp_path / "r.html"))
+    assert text.index('">Where groups cross</h3>') < text.index(heading) < text.index('">Attributes that are not recorded</h3>')
+
+
+def test_the_page_writes_crossed_groups_in_one_way(tmp_path: Path) -> None:
+    audit = rich()
+    audit["verdicts"][0]["text"] = "malignant: AUC differs between groups of sex*site; furthest apart are f*a (lower) and m*b (higher)."
+    audit["provenance"]["notes"] = ["'sex*site' has 1 group of one patient: f*b"]
+    text = text_of(write_audit_report(audit, None, tmp_path / "r.html"))
+    assert "groups of sex × site; furthest apart are f × a (lower) and m × b (higher)." in text
+    assert "<li>&#39;sex × site&#39; has 1 group of one patient: f × b.</li>" in text
+    before, _, _ = text.partition('id="made"')
+    assert not re.search(r"(sex\*site|[fm]\*[ab])", re.sub(r"<style>.*?</style>", "", before, flags=re.S))
+
+
+def test_mirror_images_of_two_groups_count_once() -> None:
+    item = {"attribute": "sex", "group": "f", "metric": "auc", "effect": 0.1, "lower": 0.0, "upper": 0.2, "p_adjusted": 0.01}
+    ranked = [item, {**item, "group": "m", "effect": -0.1}, {**item, "metric": "tpr"}, {**item, "group": "m", "metric": "tpr"}]
+    assert [(i["group"], i["metric"]) for i in intersections.without_mirrors(ranked)] == [("f", "auc"), ("f", "tpr")]
+    three = [{**item, "group": group} for group in "abc"]
+    assert len(intersections.without_mirrors(three)) == 3
+
+
+def test_everyone_stands_beside_every_gap() -> None:
+    (block,) = rich()["labels"].values()
+    table = tables.gap_table("sex", block["attributes"]["sex"], None, block["overall"])
+    assert table.columns[2] == "everyone"
+    assert "left out" not in table.columns
+    shown = {row.name: (row.cells[1].text, row.cells[1].small) for row in table.rows}
+    assert shown["AUC gap"] == ("0.810", "")
+    assert shown["equalized odds difference"] == ("TPR 0.720", "FPR 0.230")
+    assert shown["under-diagnosis gap"] == ("FNR 0.280", "")
+
+
+def test_disparate_impact_without_a_reference_is_not_said_twice() -> None:
+    (block,) = rich()["labels"].values()
+    gaps = block["attributes"]["sex"]["gaps"]
+    gaps["disparate_impact"] = dict(gaps["demographic_parity_ratio"])
+    for value, shown in ((gaps["disparate_impact"]["value"], False), (0.5, True)):
+        gaps["disparate_impact"]["value"] = value
+        parts = performance_parts("k", "sex", block["attributes"]["sex"], block["overall"])
+        (table,) = [part.table for part in parts if part.caption.startswith("Gaps between")]
+        assert table is not None
+        assert ("disparate impact" in [row.name for row in table.rows]) == shown
+
+
+def test_summary_of_many_labels_says_what_it_can() -> None:
+    audit = pages.audit(tuple(f"y{i}" for i in range(6)), broken=True)
+    said = summary.audit_summary(audit, {})[2]
+    assert all("cannot be estimated for any of the 6 labels" in str(point) for point in said.points)
+    audit = pages.audit((*(f"y{i}" for i in range(5)), "macro"))
+    audit["kind"] = "multiclass"
+    who, overall, gaps, *_ = summary.audit_summary(audit, {})
+    assert "5 classes against the rest" in who.texts[0]
+    assert "5 of 5 classes" in overall.texts[0]
+    assert "Their mean: 0.81" in overall.texts[0]
+    assert gaps.texts == ("Of 24 tested gaps, none has an adjusted p below 0.05: a difference is shown for none, and ruled out for none.",)
+    assert "the interval excludes 0 for 5: y0 0.120" in str(gaps.points[0])

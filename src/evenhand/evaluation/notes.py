@@ -44,7 +44,8 @@ def _duplicates(frame: pd.DataFrame) -> list[str]:
     alike = frame[frame.duplicated(subset=scores, keep=False)] if scores else frame
     copies = int(alike.astype("string").duplicated().sum()) if len(alike) else 0
     if copies:
-        notes.append(f"{copies} rows are exact copies of another row; they were judged as they stand, so remove them if that is a mistake")
+        said = "1 row is an exact copy" if copies == 1 else f"{copies} rows are exact copies"
+        notes.append(f"{said} of another row; judged as the table has them, so remove them if that is a mistake")
     if "image" in frame.columns:
         images = frame["image"].dropna()
         twice = images.duplicated(keep=False)

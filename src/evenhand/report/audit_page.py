@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 MOST_BOXES = 9
+OPEN_CURVES = 2
+"""Attributes whose curves are open; those of further ones are folded, to keep the page short."""
 NO_VERDICT = (
     "No verdict was raised. This is not a finding that groups are treated equally: with few patients a real difference can go unseen. "
     "Read the intervals below."
@@ -55,7 +57,7 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
     labels = [_label_view(f"label-{i}", name, block, audit, rows, many) for i, (name, block) in enumerate(audit["labels"].items())]
     return {
         "summary": summary.audit_summary(audit, facts),
-        "verdicts": verdict_boxes(audit.get("verdicts", []), NO_VERDICT),
+        "verdicts": verdict_boxes(audit.get("verdicts", []), NO_VERDICT, words.joint_names(audit["labels"])),
         "facts": _facts(audit, facts),
         "sizes": groups_sections.sizes_section(audit),
         "heat": _heat(audit["labels"]) if many else None,
@@ -73,14 +75,14 @@ def _definitions(audit: Json) -> list[words.Measure]:
     return [words.measure(name) for name in (*metrics, *gaps)]
 
 
-def verdict_boxes(verdicts: Sequence[Json], none: str) -> dict[str, Any]:
+def verdict_boxes(verdicts: Sequence[Json], none: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Boxes to show and lists to fold: what was found first, insufficient evidence last and folded when there is much of it."""
     order = ("collapsed", "levelling_down", "gap", "threshold_on_test", "insufficient_evidence")
     ranked = sorted(verdicts, key=lambda v: order.index(v["code"]) if v["code"] in order else len(order))
     boxes = []
     for verdict in ranked:
         title, style, mark = words.VERDICTS.get(verdict["code"], (str(verdict["code"]).replace("_", " "), "open", "○"))
-        boxes.append({"title": title, "style": style, "mark": mark, "text": verdict.get("text", "")})
+        boxes.append({"title": title, "style": style, "mark": mark, "text": words.crossed(verdict.get("text", ""), names or {})})
     open_boxes = [box for box in boxes if box["style"] == "open"]
     found = [box for box in boxes if box["style"] != "open"]
     room = max(MOST_BOXES - len(found), 2)
@@ -119,9 +121,14 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.Da
 
 def _everyone(block: Json, sure: str) -> tuple[Part, ...]:
     shown = tables.metrics_of([block["overall"]])
-    table = tables.overall_table(block["overall"], shown, sure)
-    text = summary.threshold_text(block.get("threshold"))
-    return (Part(text=text, table=table, caption="Performance over all audited images", classes="narrow"),)
+    main = [m for m in shown if m in tables.MAIN] or shown
+    rest = [m for m in shown if m not in main]
+    text, caption = summary.threshold_text(block.get("threshold")), "Performance over all audited images"
+    first = Part(text=text, table=tables.overall_table(block["overall"], main, sure), caption=caption, classes="narrow")
+    if not rest:
+        return (first,)
+    fold, table = "Further measures over everyone", tables.overall_table(block["overall"], rest, sure)
+    return first, Part(table=table, caption=fold, classes="narrow", fold=fold)
 
 
 def _groups_sections(key: str, block: Json) -> list[Section]:
@@ -152,8 +159,10 @@ def _curves(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.DataFr
     parts = []
     for i, (attribute, found) in enumerate(block["attributes"].items()):
         shown = curve_pictures.score_pictures(f"{key}-{i}", attribute, found, block, scored, audit, brief=many)
+        title = f"By {words.group_label(attribute, attribute)}"
         if shown:
-            parts.append(Part(f"By {words.group_label(attribute, attribute)}", figures=tuple(shown)))
+            fold = f"Scores and curves by {words.group_label(attribute, attribute)}" if i >= OPEN_CURVES else ""
+            parts.append(Part("" if fold else title, figures=tuple(shown), fold=fold))
     hint = "Each picture has its numbers folded below it. Groups keep their line style, mark and colour from picture to picture."
     return Section(f"{key}-curves", "Scores and curves", tuple(parts), hint) if parts else None
 

@@ -30,7 +30,7 @@ def compare_page(compare: Json) -> dict[str, Any]:
     measured = dict.fromkeys([*_metrics(compare, "overall"), *GAPS])
     return {
         "summary": _summary(compare),
-        "verdicts": verdict_boxes(compare.get("verdicts", []), NO_VERDICT),
+        "verdicts": verdict_boxes(compare.get("verdicts", []), NO_VERDICT, words.joint_names(compare["labels"])),
         "facts": _facts(compare),
         "labels": labels,
         "many": many,

@@ -218,7 +218,7 @@ def _decision(key: str, title: str, shown: Sequence[Shown], threshold: float | N
     svg = curve_figures.decision(shown, key=f"{key}-dca", summary=text, top=top, threshold=threshold)
     caption = (
         "Net benefit: cases found, less false alarms weighted by the odds of the threshold, per case. Where the model lies below "
-        "'treat everybody' or below 0, using it does more harm than not using it."
+        "'treat everybody', treating everybody does better; where it lies below 0, treating nobody does."
     )
     caption += " Upright dashes: the threshold in use." if threshold is not None and threshold < top else ""
     return picture(f"Decision curves by {title}", svg, caption, _decision_table(shown, places))

@@ -16,10 +16,12 @@ FIRST = ("auc", "equalized_odds", "equal_opportunity", "fpr", "demographic_parit
 def missing_section(key: str, block: Json) -> Section | None:
     """How often each attribute is not recorded, and how small or large each gap could be, wherever those patients belong."""
     parts = [part for name, a in block["attributes"].items() if a.get("n_missing") for part in _missing_parts(name, a, block)]
-    hint = (
-        "Patients whose group is not recorded enter no gap. The bounds say how small and how large a gap could be over every way "
-        "in which these patients could be spread over the groups; they are not a confidence interval."
-    )
+    hint = "Patients whose group is not recorded enter no gap."
+    if any(part.table is not None for part in parts):
+        hint += (
+            " The bounds say how small and how large a gap could be over every way in which these patients could be spread over the "
+            "groups; they are not a confidence interval. The last column moves them apart by the gap's own sampling error."
+        )
     return Section(f"{key}-missing", "Attributes that are not recorded", tuple(parts), hint) if parts else None
 
 
@@ -62,19 +64,29 @@ def power_section(key: str, block: Json) -> Section | None:
     """The gap that these data would show, and the patients that smaller gaps would need."""
     found = {name: a["power"] for name, a in block["attributes"].items() if a.get("power")}
     steps = dict.fromkeys(str(step) for power in found.values() for entry in power.values() for step in entry.get("needed") or {})
-    rows = [_power_row(name, metric, entry, list(steps)) for name, power in found.items() for metric, entry in power.items()]
-    if not rows:
+    said = [(name, metric, entry) for name, power in found.items() for metric, entry in power.items() if _says_something(entry)]
+    rows = [_power_row(name, metric, entry, list(steps)) for name, metric, entry in said]
+    title, silent = "How many patients would be needed", [name for name in found if name not in {name for name, _, _ in said}]
+    if not found:
         return None
+    named = words.listing([words.group_label(name, name) for name in silent], 8)
+    text = f"By {named}: fewer than two groups have enough patients to tell which gaps could be seen." if silent else ""
+    if not rows:
+        return Section(f"{key}-power", title, (Part(text=text),))
     first = next(iter(next(iter(found.values())).values()))
     chance, level = f"{100 * float(first.get('power', 0.8)):g}%", f"{100 * float(first.get('alpha', 0.05)):g}%"
     tests = f", corrected for {words.plural(first['n_tests'], 'test')}" if (first.get("n_tests") or 1) > 1 else ""
-    columns = ("gap", "patients now", "smallest gap seen", "between", *(f"needed for {step}" for step in steps))
+    columns = ("gap", "patients now", f"gap seen with {chance} power", "between", *(f"needed for {step}" for step in steps))
     hint = (
-        f"With {chance} power at the {level} level{tests}, wherever the gap lies. A gap smaller than 'smallest gap seen' would more "
-        "often than wanted go unnoticed in an audit of this size: not finding it says little. Needed: patients in all, in the same mix."
+        f"With {chance} power at the {level} level{tests}, between whichever two groups it lies. A smaller gap would go unnoticed more "
+        "often than that in an audit of this size, so that not finding it says little. Needed: patients in all, in the same mix of groups."
     )
     table = Table(columns, tuple(rows))
-    return Section(f"{key}-power", "How many patients would be needed", (Part(table=table, caption="Smallest gaps and patients"),), hint)
+    return Section(f"{key}-power", title, (Part(text=text, table=table, caption="Gaps that would be seen, and patients needed"),), hint)
+
+
+def _says_something(entry: Json) -> bool:
+    return entry.get("detectable") is not None or any(count is not None for count in (entry.get("needed") or {}).values())
 
 
 def _power_row(name: str, metric: str, entry: Json, steps: list[str]) -> Row:

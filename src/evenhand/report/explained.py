@@ -11,13 +11,15 @@ from evenhand.report.tables import Cell, Row, Table
 
 Json = Mapping[str, Any]
 HINT = (
-    "Groups differ in age, severity or equipment as well as in how the model treats them. Here every group is given the same mix: "
+    "Groups may differ in age, severity or equipment as well as in how the model serves them. Here every group is given the same mix: "
     "that of all patients together. What is left is a gap between patients alike in these columns. What goes is not thereby "
-    "excused: it is still a gap for the patients of that group, and columns that were not given may explain more."
+    "excused: it is still a gap for the patients of that group, and columns that were not given may go with more of it. Gaps here are "
+    "signed: the second group named minus the first."
 )
 PREVALENCE_HINT = (
     "Some measures differ between groups only because one group has more positive cases. Here positive and negative cases of every "
-    "group are weighted to the share of positive cases over everyone. No case-mix columns were given."
+    "group are weighted to the share of positive cases over everyone. Gaps here are signed: the second group named minus the first. "
+    "No case-mix columns were given."
 )
 FIRST = {"metrics": ("auc", "tpr", "fpr", "positive_rate"), "prevalence_matched": ("ppv", "npv", "average_precision", "net_benefit")}
 
@@ -50,9 +52,9 @@ def _kind_parts(key: str, name: str, explained: Json, kind: str, sure: str) -> l
     caption = f"Gaps by {title}: as they are, and with {what} in every group"
     shown = _picture(key, name, {m: entries[m] for m in first}, what, sure) if kind == "metrics" else None
     text = _sentences(name, {m: entries[m] for m in first}, what) + (_lacking(entries) if kind == "metrics" else "")
-    parts = [Part(text=text, table=_table(name, entries, first), caption=caption, figures=(shown,) if shown else ())]
+    parts = [Part(text=text, table=_table(name, entries, first, kind), caption=caption, figures=(shown,) if shown else ())]
     if rest:
-        parts.append(Part(table=_table(name, entries, rest), caption=caption, fold=f"Further gaps with {what}"))
+        parts.append(Part(table=_table(name, entries, rest, kind), caption=caption, fold=f"Further gaps with {what}"))
     groups = _groups_table(name, entries, first)
     if groups is not None:
         parts.append(Part(table=groups, caption=f"Each group by {title}, with {what}", fold=f"Each group with {what}"))
@@ -77,10 +79,13 @@ def _lacking(entries: Mapping[str, Json]) -> str:
     coverage = [float(e["coverage"]) for e in entries.values() if e.get("coverage") is not None]
     if not coverage or min(coverage) > 0.999:
         return ""
-    return f" Groups share cells that hold {100 * min(coverage):.0f}% of the patients; the others cannot be compared and are left out."
+    return (
+        f" Groups share cells that hold {100 * min(coverage):.0f}% of the cases; the others cannot be compared and are left out, "
+        "so that gaps 'as they are' differ a little from those in the tables above."
+    )
 
 
-def _table(name: str, entries: Mapping[str, Json], metrics: Sequence[str]) -> Table:
+def _table(name: str, entries: Mapping[str, Json], metrics: Sequence[str], kind: str) -> Table:
     rows = []
     for metric in metrics:
         entry = entries[metric]
@@ -93,7 +98,8 @@ def _table(name: str, entries: Mapping[str, Json], metrics: Sequence[str]) -> Ta
             Cell(apart or "–", "", "text"),
         )
         rows.append(Row(words.gap_title(metric), cells))
-    return Table(("gap", "as it is", "same mix", "goes with the mix", "share", "lowest – highest group"), tuple(rows))
+    same, goes = ("same mix", "goes with the mix") if kind == "metrics" else ("same prevalence", "goes with prevalence")
+    return Table(("gap", "as it is", same, goes, "share", "lowest – highest group"), tuple(rows))
 
 
 def _share_cell(share: Any) -> Cell:
@@ -102,9 +108,10 @@ def _share_cell(share: Any) -> Cell:
     if found.get("value") is None:
         return Cell("–", words.brief_reason(found.get("reason")), "empty")
     value = float(found["value"])
-    small = "the gap grows" if value < 0 else ""
+    small = "the gap grows" if value < 0 else "the gap turns round" if value > 1 else ""
     if found.get("lower") is not None and found.get("upper") is not None:
-        small = f"{100 * found['lower']:.0f}% to {100 * found['upper']:.0f}%".replace("-", "−")
+        ends = f"{100 * found['lower']:.0f}% to {100 * found['upper']:.0f}%".replace("-", "−")
+        small = f"{ends}\n{small}" if small else ends
     return Cell(f"{100 * value:.0f}%".replace("-", "−"), small)
 
 

@@ -80,7 +80,7 @@ def performance_parts(key: str, name: str, attribute: Json, overall: Json) -> li
     table = tables.group_table(name, attribute, overall, main)
     parts = [Part(text=f"{hint}.", table=table, caption=f"Performance of each group by {title}; below each value its interval")]
     parts += [Part(figures=(shown,))] if shown else []
-    parts += _gap_parts(name, attribute)
+    parts += _gap_parts(name, attribute, overall)
     more = [tables.group_table(name, attribute, overall, rest[i : i + MOST_COLUMNS]) for i in range(0, len(rest), MOST_COLUMNS)]
     if more:
         inner = tuple(Part(table=t, caption=f"Further measures by {title}") for t in more)
@@ -88,21 +88,28 @@ def performance_parts(key: str, name: str, attribute: Json, overall: Json) -> li
     return parts
 
 
-def _gap_parts(name: str, attribute: Json) -> list[Part]:
+def _gap_parts(name: str, attribute: Json, overall: Json) -> list[Part]:
     title, gaps = words.group_label(name, name), attribute.get("gaps", {})
     usual = [m for m in gaps if REPEATS.get(m) not in gaps]
-    first = [m for m in (*FOREST, "underdiagnosis", "demographic_parity_ratio", "disparate_impact", *VALUE_GAPS) if m in usual] or usual
+    first = [m for m in (*FOREST, "demographic_parity_ratio", "disparate_impact", *VALUE_GAPS) if m in usual] or usual
+    if "disparate_impact" in first and _same(gaps["disparate_impact"], gaps.get("demographic_parity_ratio")):
+        first.remove("disparate_impact")
     rest = [m for m in usual if m not in first]
     if not gaps:
         return []
     if not any(words.estimable(gap) for gap in gaps.values()):
         said = words.reason(next(iter(gaps.values())).get("reason")) or "fewer than two groups have enough patients"
         return [Part(text=f"No gap by {title} can be estimated: {said}.")]
-    parts = [Part(table=tables.gap_table(name, attribute, first), caption=f"Gaps between groups by {title}", text_from=4)]
+    parts = [Part(table=tables.gap_table(name, attribute, first, overall), caption=f"Gaps between groups by {title}")]
     if rest:
-        table = tables.gap_table(name, attribute, rest)
-        parts.append(Part(table=table, caption=f"Further gaps by {title}", text_from=4, fold=f"Further gaps by {title}"))
+        table = tables.gap_table(name, attribute, rest, overall)
+        parts.append(Part(table=table, caption=f"Further gaps by {title}", fold=f"Further gaps by {title}"))
     return parts
+
+
+def _same(gap: Json, other: Json | None) -> bool:
+    """Whether two gaps are one number, as disparate impact and the parity ratio are without a reference group."""
+    return other is not None and all(gap.get(end) == other.get(end) for end in ("value", "lower", "upper", "groups"))
 
 
 def forest_picture(key: str, label: str, block: Json, sure: str) -> Picture | None:

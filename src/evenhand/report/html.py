@@ -54,13 +54,22 @@ def write_audit_report(
     page = {
         "title": title,
         "eyebrow": "Audit report",
-        "lead": joined([known.get("data", ""), known.get("model", ""), known.get("method", "")]) or joined(list(audit["labels"])[:3]),
+        "lead": joined([known.get("data", ""), known.get("model", ""), known.get("method", "")]) or _lead(audit),
         "contents": view["contents"],
         "version": str(audit.get("provenance", {}).get("version", "")),
         "source": "a table of predictions",
         "confidence": confidence_of(audit),
     }
     return _write(render("audit.html.j2", page=page, **view), Path(path))
+
+
+def _lead(audit: Mapping[str, Any]) -> str:
+    """Below the title, where neither data nor model have a name: how many were looked at, by what."""
+    from evenhand.report import words
+
+    names = dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"])
+    by = f", by {words.listing([words.group_label(name, name) for name in names], 6)}" if names else ""
+    return f"{words.plural(audit['n'], 'image')} of {words.plural(audit['n_patients'], 'patient')}{by}"
 
 
 def write_compare_report(compare: Mapping[str, Any], path: str | Path, *, title: str = "Comparison of runs") -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evenhand.report import figures, tables, words
+from evenhand.report.drivers import driver_parts
 from evenhand.report.page import Part, Picture, Section, picture
 from evenhand.report.tables import Cell, Row, Table
 
@@ -22,9 +23,12 @@ def intersection_section(key: str, label: str, block: Json, sure: str, level: fl
     """Heat maps for attributes of depth 2 and the ranked table; None where there are neither."""
     parts = [part for name, a in block["attributes"].items() for part in heat_parts(name, a, block)]
     ranked = ranked_parts(key, label, block.get("intersections") or [], sure, level)
-    if not parts and not ranked:
+    hangs = driver_parts(block)
+    if not parts and not ranked and not hangs:
         return None
-    return Section(f"{key}-crossed", "Where groups cross", (*parts, *ranked))
+    joint = any("*" in str(name) for name in (*block["attributes"], *(item["attribute"] for item in block.get("intersections") or [])))
+    title = "Where groups cross" if joint else "Groups against everyone else"
+    return Section(f"{key}-crossed", title, (*parts, *ranked, *hangs))
 
 
 def heat_parts(name: str, attribute: Json, block: Json) -> list[Part]:
@@ -93,13 +97,14 @@ def ranked_parts(key: str, label: str, ranked: Sequence[Json], sure: str, level:
     """The intersections in the order of the audit: a picture of the first and a table of all."""
     if not ranked:
         return []
+    ranked = without_mirrors(ranked)
     clear, known = (sum(test) for test in ([_clear(i, level) for i in ranked], [i.get("effect") is not None for i in ranked]))
     if not known:
         return [Part("Which groups and intersections stand out", f"None of {len(ranked)} comparisons can be estimated: too few patients.")]
     said = f"{clear} of {words.plural(known, 'comparison')} " + ("has" if clear == 1 else "have")
     text = (
         "Each group and intersection against everyone who is not in it: the difference, its interval, and its p-value corrected for all "
-        "comparisons of this list (the intervals are not). "
+        "comparisons of this list (the intervals are not). Of an attribute with two groups one is listed, the other is its mirror image. "
         f"{said} an adjusted p below {level:g}."
     )
     table = Table(
@@ -111,6 +116,20 @@ def ranked_parts(key: str, label: str, ranked: Sequence[Json], sure: str, level:
     shown = _ranked_picture(key, label, ranked[:MOST_RANKED], sure, level)
     part = Part(table=table, caption=caption, fold=f"All {len(ranked)} comparisons" if long else "")
     return [Part("Which groups and intersections stand out", text, figures=(shown,) if shown else ()), part]
+
+
+def without_mirrors(ranked: Sequence[Json]) -> list[Json]:
+    """The list with one row for each attribute of two groups and measure: the second is the first with its sign turned, one test."""
+    groups: dict[Any, dict[Any, None]] = {}
+    for item in ranked:
+        groups.setdefault(item["attribute"], {})[item["group"]] = None
+    seen, kept = set(), []
+    for item in ranked:
+        where, two = (item["attribute"], item["metric"]), len(groups[item["attribute"]]) == 2
+        if not (two and where in seen):
+            kept.append(item)
+        seen.add(where)
+    return kept
 
 
 def _ranked_row(item: Json) -> Row:
@@ -144,7 +163,7 @@ def _ranked_picture(key: str, label: str, ranked: Sequence[Json], sure: str, lev
     for item in ranked:
         p = item.get("p_adjusted")
         title = f"{_name(item)}: {words.measure(str(item['metric'])).title.split(' (')[0]}"
-        sign = f", p {words.p_value(p)}" if p is not None else ""
+        sign = f", adjusted p {words.p_value(p)}" if p is not None else ""
         points.append(figures.Point(title + sign, item.get("effect"), item.get("lower"), item.get("upper"), emphasis=_clear(item, level)))
     if not any(point.value is not None for point in points):
         return None

@@ -38,7 +38,7 @@ class Part:
         heading: above it.
         text: a paragraph.
         points: a list; a pair has a lead, set in bold.
-        table: a table, with its caption, CSS classes, and the column from which cells are words.
+        table: a table, with its caption and CSS classes.
         over: headings over the table's columns, with how many each spans.
         figures: pictures, side by side where there is room.
         fold: where given, the part is folded under these words (and printed all the same).
@@ -52,7 +52,6 @@ class Part:
     table: Table | None = None
     caption: str = ""
     classes: str = ""
-    text_from: int = 99
     over: tuple[tuple[str, int], ...] = ()
     figures: tuple[Picture, ...] = ()
     fold: str = ""

@@ -10,6 +10,8 @@ from evenhand.report import tables, words
 
 Json = Mapping[str, Any]
 FEW_LABELS = 3
+MACRO = "macro"
+"""The mean over the classes of a multi-class audit stands among its labels under this name."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ def audit_summary(audit: Json, facts: Mapping[str, str]) -> list[Item]:
         facts: what the caller knows beyond it, such as ``data`` and ``model``.
     """
     many = len(audit["labels"]) > FEW_LABELS
+    few = 1 < len(audit["labels"]) <= FEW_LABELS
     return [
-        Item("Who was looked at", (_who(audit, facts),), tuple(_prevalences(audit)) if 1 < len(audit["labels"]) <= FEW_LABELS else ()),
+        Item("Who was looked at", (_who(audit, facts),), tuple(_prevalences(audit)) if few else ()),
         Item("How well it works overall", tuple(_overall_many(audit) if many else _overall_few(audit))),
-        Item("For whom it differs", (), tuple(_gaps_many(audit) if many else _gaps_few(audit))),
+        Item("For whom it differs", tuple(_tested(audit)), tuple(_gaps_many(audit) if many else _gaps_few(audit))),
         Item("How sure this is", tuple(_certainty(audit))),
         Item("What cannot be said", (), tuple(_limits(audit))),
     ]
@@ -70,11 +73,18 @@ def rates_in_words(name: str, attribute: Json) -> str:
     """Found and false alarms in the two groups that lie furthest apart, as percentages."""
     parts = []
     for metric, lead in (("tpr", "of truly positive cases the model finds"), ("fpr", "of truly negative ones it falsely alarms for")):
-        values = sorted((g[metric]["value"], key) for key, g in tables.known_groups(attribute).items() if words.estimable(g.get(metric)))
+        groups = tables.known_groups(attribute)
+        values = sorted((g[metric]["value"], key) for key, g in groups.items() if words.estimable(g.get(metric)))
         if len(values) > 1:
-            (low, first), (high, last) = values[0], values[-1]
-            parts.append(f"{lead} {low:.0%} ({words.group_label(name, first)}) to {high:.0%} ({words.group_label(name, last)})")
+            ends = [f"{value:.0%} ({_sized(name, key, groups[key][metric])})" for value, key in (values[0], values[-1])]
+            parts.append(f"{lead} {ends[0]} to {ends[1]}")
     return "; ".join(parts)
+
+
+def _sized(name: str, key: str, estimate: Json) -> str:
+    """A group with the number of images its rate is of."""
+    n = estimate.get("n")
+    return words.group_label(name, key) + (f", {words.count(n)} images" if n is not None else "")
 
 
 def means_in_words(name: str, attribute: Json, unit: str | None) -> str:
@@ -82,7 +92,8 @@ def means_in_words(name: str, attribute: Json, unit: str | None) -> str:
     values = sorted((g["mean"]["value"], key) for key, g in tables.known_groups(attribute).items() if words.estimable(g.get("mean")))
     if len(values) < 2:
         return ""
-    ends = [f"{words.number(value)} ({words.group_label(name, key)})" for value, key in (values[0], values[-1])]
+    groups = attribute["groups"]
+    ends = [f"{words.number(value)} ({_sized(name, key, groups[key]['mean'])})" for value, key in (values[0], values[-1])]
     return f"the mean runs from {ends[0]} to {ends[1]}{f' {unit}' if unit else ''}"
 
 
@@ -92,6 +103,8 @@ def _who(audit: Json, facts: Mapping[str, str]) -> str:
     who = f"{words.plural(audit['n'], 'image')} of {words.plural(audit['n_patients'], 'patient')}{of}{split}"
     if len(audit["labels"]) > 1:
         what = "values" if audit.get("kind") == "value" else "labels"
+        if _macro(audit):
+            return f"{who}, judged for each of {len(audit['labels']) - 1} classes against the rest, and for their mean ('{MACRO}')."
         return f"{who}, judged for {len(audit['labels'])} {what}."
     ((label, block),) = audit["labels"].items()
     if "n_positive" not in block["overall"]:
@@ -154,29 +167,52 @@ def _overall_other(block: Json, sure: str) -> str:
 def _overall_many(audit: Json) -> list[str]:
     if not any("auc" in b["overall"] for b in audit["labels"].values()):
         return [f"{label}: {_overall_other(b, confidence_of(audit))}" for label, b in audit["labels"].items()]
-    ranked = sorted(
-        (b["overall"]["auc"]["value"], label) for label, b in audit["labels"].items() if words.estimable(b["overall"].get("auc"))
-    )
-    total = len(audit["labels"])
+    labels, what = _single(audit), "classes" if _macro(audit) else "labels"
+    ranked = sorted((b["overall"]["auc"]["value"], label) for label, b in labels.items() if words.estimable(b["overall"].get("auc")))
+    total = len(labels)
     if not ranked:
-        return [f"AUC can be estimated for none of the {total} labels."]
+        return [f"AUC can be estimated for none of the {total} {what}."]
     text = (
-        f"AUC can be estimated for {len(ranked)} of {total} labels: from {ranked[0][0]:.2f} "
+        f"AUC can be estimated for {len(ranked)} of {total} {what}: from {ranked[0][0]:.2f} "
         f"({ranked[0][1]}) to {ranked[-1][0]:.2f} ({ranked[-1][1]})."
     )
     collapsed = [
         label
-        for label, b in audit["labels"].items()
+        for label, b in labels.items()
         if (b["overall"].get("auc") or {}).get("lower") is not None and b["overall"]["auc"]["lower"] <= 0.5
     ]
     if collapsed:
         text += f" For {len(collapsed)} the interval reaches down to 0.5, a coin toss: {words.listing(collapsed)}."
+    mean = audit["labels"][MACRO]["overall"].get("auc") if _macro(audit) else None
+    if mean is not None and words.estimable(mean):
+        text += f" Their mean: {words.with_interval(mean, confidence_of(audit))}."
     return [text]
+
+
+def _macro(audit: Json) -> bool:
+    return audit.get("kind") == "multiclass" and MACRO in audit["labels"]
+
+
+def _single(audit: Json) -> dict[str, Json]:
+    """The labels without the mean over classes."""
+    return {label: block for label, block in audit["labels"].items() if not (_macro(audit) and label == MACRO)}
+
+
+def _tested(audit: Json) -> list[str]:
+    """How many of the tested gaps have a small adjusted p."""
+    level = 1 - float(audit.get("provenance", {}).get("confidence", 0.95))
+    blocks = [a for block in audit["labels"].values() for a in block["attributes"].values()]
+    found = [gap["p_holm"] for a in blocks for gap in a["gaps"].values() if gap.get("p_holm") is not None]
+    clear = sum(p < level for p in found)
+    if not found:
+        return []
+    said = f"Of {words.plural(len(found), 'tested gap')}, {clear or 'none'} {'have' if clear > 1 else 'has'} an adjusted p below {level:g}"
+    return [f"{said}." if clear else f"{said}: a difference is shown for none, and ruled out for none."]
 
 
 def _gap_sentence(gap: Json, name: str, metric: str, sure: str) -> str:
     adjusted = f"; adjusted p {_equals(gap['p_holm'])}" if gap.get("p_holm") is not None else ""
-    text = f"{words.gap_title(metric)} {words.with_interval(gap, sure)}".removesuffix(")")
+    text = f"{words.gap_title(metric)} {words.with_interval(gap, sure, 3)}".removesuffix(")")
     text += f"{adjusted})" if gap.get("lower") is not None else adjusted
     if gap.get("groups"):
         text += f", furthest apart: {' and '.join(words.group_label(name, str(key)) for key in gap['groups'])}"
@@ -211,18 +247,31 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
 
 
 def _gaps_many(audit: Json) -> list[str | tuple[str, str]]:
+    labels, what = _single(audit), "classes" if _macro(audit) else "values" if audit.get("kind") == "value" else "labels"
     lines: list[str | tuple[str, str]] = []
     for name in dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]):
-        gapped = [b["attributes"][name]["gaps"] for b in audit["labels"].values() if name in b["attributes"]]
+        gapped = [b["attributes"][name]["gaps"] for b in labels.values() if name in b["attributes"]]
         usual = [m for m in ("auc", "equalized_odds", "mean") if any(m in g for g in gapped)]
         for metric in usual or list(dict.fromkeys(m for g in gapped for m in g))[:1]:
-            gaps = {label: b["attributes"][name]["gaps"].get(metric) for label, b in audit["labels"].items() if name in b["attributes"]}
+            gaps = {label: b["attributes"][name]["gaps"].get(metric) for label, b in labels.items() if name in b["attributes"]}
             known = {label: gap for label, gap in gaps.items() if gap is not None and words.estimable(gap)}
             clear = sorted((label for label, gap in known.items() if (gap.get("lower") or 0) > 0), key=lambda label: -known[label]["value"])
-            named = ": " + words.listing([f"{label} {known[label]['value']:.2f}" for label in clear]) if clear else ""
             lead = f"By {words.group_label(name, name)}, {words.gap_title(metric)}:"
-            lines.append((lead, f"estimable for {len(known)} of {len(gaps)} labels; the interval excludes 0 for {len(clear)}{named}."))
+            lines.append((lead, _gap_of_many(known, clear, len(gaps), what)))
     return lines or ["No attribute was given, so nothing is said about groups."]
+
+
+def _gap_of_many(known: Mapping[str, Json], clear: Sequence[str], total: int, what: str) -> str:
+    """One gap over many labels: for how many it can be told, where it is clear, and else the largest."""
+    if not known:
+        return f"cannot be estimated for any of the {total} {what}; fewer than two groups have enough patients."
+    text = f"estimable for {len(known)} of {total} {what}; "
+    if clear:
+        named = words.listing([f"{label} {words.number(known[label]['value'])}" for label in clear])
+        return f"{text}the interval excludes 0 for {len(clear)}: {named}."
+    widest = max(known, key=lambda label: known[label]["value"])
+    largest = f"{widest} {words.number(known[widest]['value'])}"
+    return f"{text}every interval includes 0, so a difference is neither shown nor ruled out. Largest: {largest}."
 
 
 def _certainty(audit: Json) -> list[str]:
@@ -230,7 +279,8 @@ def _certainty(audit: Json) -> list[str]:
     lines = [
         f"Ranges are {sure} intervals that count the {words.plural(audit['n_patients'], 'patient')}, not the images: several images of "
         "one patient do not pass for several patients. "
-        "A gap whose interval excludes 0 is unlikely to be chance alone; one whose interval includes 0 is not thereby shown to be absent."
+        "A gap whose interval excludes 0 is unlikely to be chance alone, though of many gaps some will be: adjusted p-values count the "
+        "tests. A gap whose interval includes 0 is not thereby shown to be absent."
     ]
     lines += _design_effect(audit)
     family = made.get("family") or {}
@@ -282,7 +332,8 @@ def _limits(audit: Json) -> list[str]:
     made = audit.get("provenance", {})
     if made.get("n_dropped"):
         lines.append(f"Left out because an attribute is not recorded: {words.plural(made['n_dropped'], 'image')}.")
-    lines += [str(text) for text in (*made.get("notes", []), *made.get("warnings", []))]
+    names = words.joint_names(audit["labels"])
+    lines += [words.sentence(words.crossed(str(text), names)) for text in (*made.get("notes", []), *made.get("warnings", []))]
     lines.append(
         "Why groups differ: a gap may come from the model, from the labels, or from groups that differ in age, severity or equipment."
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from evenhand.metrics.gaps import COMBINED
 from evenhand.report import words
 
 MAIN = ("auc", "tpr", "fpr", "positive_rate")
@@ -50,11 +51,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns with a mark where numbers start, and its rows."""
+    """A table: its columns and its rows."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def worded(self) -> frozenset[int]:
+        """The columns whose cells are words: these are set to the left, headings too."""
+        return frozenset(i + 1 for row in self.rows[:3] for i, cell in enumerate(row.cells) if cell.state == "text")
 
 
 def estimate_cell(estimate: Json | None, digits: int = 3) -> Cell:
@@ -119,9 +125,10 @@ def known_groups(attribute: Json) -> dict[str, Json]:
     return {key: block for key, block in attribute.get("groups", {}).items() if not block.get("missing")}
 
 
-def gap_table(name: str, attribute: Json, chosen: Sequence[str] | None = None) -> Table:
-    """One row a gap: value and interval, p, corrected p, lowest and highest group, groups left out."""
+def gap_table(name: str, attribute: Json, chosen: Sequence[str] | None = None, overall: Json | None = None) -> Table:
+    """One row a gap: value and interval, everyone's value, p, corrected p, lowest and highest group, groups left out if any are."""
     rows = []
+    some_left_out = any(gap.get("excluded") for metric, gap in attribute.get("gaps", {}).items() if chosen is None or metric in chosen)
     for metric, gap in attribute.get("gaps", {}).items():
         if chosen is not None and metric not in chosen:
             continue
@@ -130,13 +137,30 @@ def gap_table(name: str, attribute: Json, chosen: Sequence[str] | None = None) -
         left_out = [words.group_label(name, excluded_key(entry)) for entry in gap.get("excluded") or ()]
         cells = (
             estimate_cell(gap),
+            *(() if overall is None else (everyone_cell(metric, gap, overall),)),
             Cell(words.p_value(gap.get("p")) or "–", "", "count"),
             Cell(words.p_value(gap.get("p_holm")) or "–", "", "count"),
             Cell(between or "–", "", "text"),
-            Cell(words.listing(left_out, 3) or "none", "", "text"),
+            *((Cell(words.listing(left_out, 3) or "none", "", "text"),) if some_left_out else ()),
         )
         rows.append(Row(words.gap_title(metric), cells))
-    return Table(("gap", "size and interval", "p", "p (Holm)", "lowest – highest group", "left out"), tuple(rows))
+    everyone, left = ("everyone",) if overall is not None else (), ("left out",) if some_left_out else ()
+    return Table(("gap", "size and interval", *everyone, "p", "p (Holm)", "lowest – highest group", *left), tuple(rows))
+
+
+def everyone_cell(metric: str, gap: Json, overall: Json) -> Cell:
+    """What the gap is a gap of, over everyone: a gap means little without it.
+
+    Example:
+        >>> everyone_cell("equalized_odds", {}, {"tpr": {"value": 0.9}, "fpr": {"value": 0.2}}).text
+        'TPR 0.900'
+    """
+    parts = (str(gap["measure"]),) if gap.get("measure") else COMBINED.get(metric, (metric,))
+    said = [(words.measure(part).title.split(" (")[0], words.number((overall.get(part) or {}).get("value")) or "–") for part in parts]
+    if parts == (metric,):
+        return Cell(said[0][1], "", "soft")
+    first, *others = [f"{title} {number}" for title, number in said]
+    return Cell(first, "\n".join(others), "soft")
 
 
 def overall_table(overall: Json, metrics: Sequence[str], confidence: str = "95%") -> Table:

@@ -208,6 +208,41 @@ def group_label(attribute: str, key: str) -> str:
     return key.replace("*", " × ") if key.count("*") == attribute.count("*") > 0 else key
 
 
+def joint_names(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Joint attributes and their groups, as the audit writes them and as the page does.
+
+    Example:
+        >>> joint_names({"y": {"attributes": {"sex*age": {"groups": {"f*[0,60)": {}}}}}})
+        {'f*[0,60)': 'f × [0,60)', 'sex*age': 'sex × age'}
+    """
+    found = {}
+    for block in labels.values():
+        for name, attribute in block["attributes"].items():
+            if "*" in name:
+                found[name] = group_label(name, name)
+                found.update({key: group_label(name, key) for key in attribute.get("groups", {})})
+    return {key: found[key] for key in sorted(found, key=lambda key: (-len(key), key)) if found[key] != key}
+
+
+def crossed(text: str, names: Mapping[str, str]) -> str:
+    """A sentence of the audit with its joint attributes and groups written as on the page; ``names`` from `joint_names`."""
+    if "*" not in text:
+        return text
+    for key, shown in names.items():
+        text = text.replace(key, shown)
+    return text
+
+
+def sentence(text: str) -> str:
+    """A note as a sentence.
+
+    Example:
+        >>> sentence("there are no validation rows, so the threshold is 0.5")
+        'There are no validation rows, so the threshold is 0.5.'
+    """
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
 def number(value: Any, digits: int = 3) -> str:
     """A number for a table; empty where there is none.
 

@@ -159,7 +159,7 @@ def audit(
     made["notes"] = [*notes, *taken.notes, *made["notes"]]
     made["input"] = {**taken.record, **record}
     if out is not None:
-        write_audit(result, out, title=title or f"Audit of {', '.join(question.values if question else taken.labels)}")
+        write_audit(result, out, title=title or _title(list(question.values if question else taken.labels)))
     check(result)
     return result
 
@@ -242,6 +242,12 @@ def _frame(table: Table, text: Sequence[str | None]) -> pd.DataFrame:
     if frame.empty:
         raise TableError("the table has no rows; an audit needs at least one row an image")
     return frame
+
+
+def _title(judged: Sequence[str]) -> str:
+    """The heading of the page: what was judged, the first three by name."""
+    more = f" and {len(judged) - 3} more" if len(judged) > 3 else ""
+    return f"Audit of {', '.join(judged[:3])}{more}"
 
 
 def write_audit(result: AuditResult, out: str | os.PathLike[str], *, title: str) -> None:
