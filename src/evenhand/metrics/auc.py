@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ class RankedRows:
 
     negative: Any
     positive: Any
+
+    @cached_property
+    def units_by_class(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """(u,) whether a unit has negative rows, and whether it has positive rows."""
+        own0, own1 = (np.diff(counts.indptr) > 0 for counts in (self.negative, self.positive))
+        return own0, own1
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether every unit has one row, so that sums of squares over units are sums over levels."""
+        return int(self.negative.sum() + self.positive.sum()) == self.negative.shape[0] == int(np.sum(self.units_by_class))
 
 
 def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArray, *, fine: bool = False) -> RankedRows:
@@ -100,15 +112,22 @@ def auc_with_variance(rows: RankedRows, member: FloatArray) -> tuple[FloatArray,
     """
     low, high = rows.negative.T @ member, rows.positive.T @ member
     count0, count1 = low.sum(axis=0), high.sum(axis=0)
-    own0, own1 = (np.diff(counts.indptr) > 0 for counts in (rows.negative, rows.positive))
-    units0, units1 = own0 @ member, own1 @ member
+    own0, own1 = rows.units_by_class
+    units0, units1 = (count0, count1) if rows.alone else (own0 @ member, own1 @ member)
     with np.errstate(divide="ignore", invalid="ignore"):
-        placed1 = _placed(low) / count0
-        value = np.einsum("lb,lb->b", high, placed1) / count1
-        sum1 = (rows.positive @ (placed1 - value)) * member
-        sum0 = (rows.negative @ (1 - value - _placed(high) / count1)) * member
-        variance = _factor(units1) * np.einsum("ub,ub->b", sum1, sum1) / count1**2
-        variance += _factor(units0) * np.einsum("ub,ub->b", sum0, sum0) / count0**2
+        apart1 = _placed(low)
+        apart1 /= count0
+        value = np.einsum("lb,lb->b", high, apart1) / count1
+        apart1 -= value
+        apart0 = _placed(high)
+        apart0 /= -count1
+        apart0 += 1 - value
+        if rows.alone:
+            squares1, squares0 = (np.einsum("lb,lb,lb->b", counts, apart, apart) for counts, apart in ((high, apart1), (low, apart0)))
+        else:
+            sum1, sum0 = (rows.positive @ apart1) * member, (rows.negative @ apart0) * member
+            squares1, squares0 = np.einsum("ub,ub->b", sum1, sum1), np.einsum("ub,ub->b", sum0, sum0)
+        variance = _factor(units1) * squares1 / count1**2 + _factor(units0) * squares0 / count0**2
         if (own0 & own1).any():
             units = (own0 | own1) @ member
             variance += 2 * _factor(units) * np.einsum("ub,ub->b", sum1, sum0) / (count1 * count0)

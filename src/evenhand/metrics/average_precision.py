@@ -73,17 +73,25 @@ def average_precision_with_variance(rows: RankedRows, member: FloatArray) -> tup
         Biometrika 68 (1981) 589 (the infinitesimal jackknife).
     """
     low, high = rows.negative.T @ member, rows.positive.T @ member
-    own0, own1 = (np.diff(counts.indptr) > 0 for counts in (rows.negative, rows.positive))
-    smaller = np.minimum(own0 @ member, own1 @ member)
-    units = (own0 | own1) @ member
+    own0, own1 = rows.units_by_class
+    smaller = np.minimum(low.sum(axis=0), high.sum(axis=0)) if rows.alone else np.minimum(own0 @ member, own1 @ member)
+    units = low.sum(axis=0) + high.sum(axis=0) if rows.alone else (own0 | own1) @ member
     count1 = np.maximum(high.sum(axis=0), 1.0)
     found = np.cumsum(high[::-1], axis=0)[::-1]
     above = np.maximum(found + np.cumsum(low[::-1], axis=0)[::-1], 1.0)
     precision = found / above
     value = np.einsum("lb,lb->b", high, precision) / count1
-    share, drop = np.cumsum(high / above, axis=0), np.cumsum(high * precision / above, axis=0)
-    pull = (rows.positive @ (precision - value + share - drop) - rows.negative @ drop) * member
-    variance = units / np.maximum(units - 1, 1) * np.einsum("ub,ub->b", pull, pull) / count1**2
+    share = high / above
+    drop = np.cumsum(share * precision, axis=0)
+    precision += np.cumsum(share, axis=0, out=share)
+    precision -= value
+    precision -= drop
+    if rows.alone:
+        squares = np.einsum("lb,lb,lb->b", high, precision, precision) + np.einsum("lb,lb,lb->b", low, drop, drop)
+    else:
+        pull = (rows.positive @ precision - rows.negative @ drop) * member
+        squares = np.einsum("ub,ub->b", pull, pull)
+    variance = units / np.maximum(units - 1, 1) * squares / count1**2
     floor = 0.25 / np.maximum(smaller, 1.0) ** 2
     enough = smaller >= 2
     return np.where(enough, value, np.nan), np.where(enough, np.maximum(variance, floor), np.nan)

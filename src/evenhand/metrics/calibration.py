@@ -7,6 +7,7 @@ for the calibration error; scores and informations of the two logistic fits for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ class BinnedRows:
 
     moments: Any
     bins: int
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether every unit has one row."""
+        count = self.moments[self.bins : 2 * self.bins]
+        return bool(count.sum() == count.nnz == self.moments.shape[1])
 
     def sums(self, weights: FloatArray, *, second: bool) -> FloatArray:
         """(5 or 2, bins, b): r, n, and with ``second`` also r^2, r n, n^2, summed under each column of weights."""
@@ -103,7 +110,7 @@ def _folded(mean: FloatArray, spread: FloatArray) -> FloatArray:
     return np.asarray(np.where(spread > 0, folded, np.abs(mean)))
 
 
-def error_with_variance(rows: BinnedRows, member: FloatArray, *, corrected: bool) -> Moments:
+def error_with_variance(rows: BinnedRows, member: FloatArray, *, corrected: bool, sums: FloatArray | None = None) -> Moments:
     r"""Calibration error and its linearised variance with units as clusters, for each column of memberships.
 
     The absolute value has no derivative at 0, so in a well calibrated group the linearised variance is only a rough
@@ -113,25 +120,30 @@ def error_with_variance(rows: BinnedRows, member: FloatArray, *, corrected: bool
         rows: from `bin_rows`.
         member: (n_units, b) in {0, 1}.
         corrected: of the bias-corrected error.
+        sums: ``rows.sums(member, second=True)`` where it is at hand.
 
     Returns:
         Two arrays (b,); NaN with fewer than two units.
     """
     from scipy.special import erf
 
-    sums = rows.sums(member, second=True)
+    sums = rows.sums(member, second=True) if sums is None else sums
     total = sums[1].sum(axis=0)
     mean, spread = _bin_moments(sums)
     value, slope, part = binned_error(sums), np.sign(mean), np.abs(mean)
     if corrected:
         ratio = np.divide(mean, spread, out=np.full_like(mean, np.inf), where=spread > 0)
         value, slope, part = corrected_error(sums), 2 * np.sign(mean) - erf(ratio / np.sqrt(2)), 2 * part - _folded(mean, spread)
-    residual, count = rows.moments[: rows.bins], rows.moments[rows.bins : 2 * rows.bins]
-    pull = residual.T @ slope + count.T @ (part - slope * mean - np.nan_to_num(value))
-    pull *= member
-    units = (np.diff(count.tocsc().indptr) > 0) @ member
+    shift = part - slope * mean - np.nan_to_num(value)
+    if rows.alone:
+        units, squares = total, (slope**2 * sums[2] + 2 * slope * shift * sums[0] + shift**2 * sums[1]).sum(axis=0)
+    else:
+        residual, count = rows.moments[: rows.bins], rows.moments[rows.bins : 2 * rows.bins]
+        pull = residual.T @ slope + count.T @ shift
+        pull *= member
+        units, squares = (np.diff(count.tocsc().indptr) > 0) @ member, np.einsum("ub,ub->b", pull, pull)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = units / (units - 1) * np.einsum("ub,ub->b", pull, pull) / total**2
+        variance = units / (units - 1) * squares / total**2
     return value, np.where(units >= 2, variance, np.nan)
 
 

@@ -47,7 +47,9 @@ CALIBRATION = ("calibration_slope", "calibration_intercept")
 BY_CLASS = frozenset({"auc", "average_precision", "balanced_accuracy", *CALIBRATION})
 """Metrics that need patients of both classes: their denominator counts the patients of the smaller one."""
 
-_RATES = (*RATES, "net_benefit")
+LINEAR = (*RATES, "net_benefit")
+"""Metrics that are ratios of sums over rows."""
+
 _DENOMINATORS = tuple(sorted({bottom for parts in RATES.values() for _, bottom in parts}))
 _PRODUCTS = [(i, j) for i in range(len(SUMS)) for j in range(i, len(SUMS))]
 
@@ -126,7 +128,7 @@ class Cell:
         """
         own = np.ones((self.n_units, 1)) if weights is None else weights[self.units]
         sums, odds = self.sums.T @ own, threshold_odds(self.threshold)
-        found = {name: rate(name, sums, odds) for name in metrics if name in _RATES}
+        found = {name: rate(name, sums, odds) for name in metrics if name in LINEAR}
         if "average_precision" in metrics:
             found["auc"], found["average_precision"] = auc_and_average_precision(self.ranked_fine, own)
         elif "auc" in metrics:
@@ -150,7 +152,7 @@ class Cell:
         """(rows, units) in the metric's denominator; for metrics of both classes the units of the smaller class."""
         if metric in BY_CLASS:
             return self.n, min(self._units_in(bottom)[1] for _, bottom in RATES["balanced_accuracy"])
-        found = [self._units_in(bottom) for _, bottom in ratios(metric if metric in _RATES else "accuracy")]
+        found = [self._units_in(bottom) for _, bottom in ratios(metric if metric in LINEAR else "accuracy")]
         return sum(rows for rows, _ in found), min(units for _, units in found)
 
     def _units_in(self, bottom: tuple[int, ...]) -> tuple[int, int]:
@@ -171,14 +173,16 @@ class Cell:
             Metric -> ((b,), (b,)).
         """
         members = np.ones((self.n_units, 1)) if member is None else member
-        found = self._rate_moments(metrics, members) if set(metrics) & set(_RATES) else {}
+        rates = tuple(name for name in metrics if name in LINEAR)
+        found = self.rate_moments(rates, self._totals(rates, members)) if rates else {}
         if "auc" in metrics:
             found["auc"] = auc_with_variance(self.ranked, members)
         if "average_precision" in metrics:
             found["average_precision"] = average_precision_with_variance(self.ranked_fine, members)
+        binned = self.binned.sums(members, second=True) if {"ece", "ece_corrected"} & set(metrics) else None
         for name in ("ece", "ece_corrected"):
             if name in metrics:
-                found[name] = error_with_variance(self.binned, members, corrected=name == "ece_corrected")
+                found[name] = error_with_variance(self.binned, members, corrected=name == "ece_corrected", sums=binned)
         if set(CALIBRATION) & set(metrics):
             found.update(self._recalibration_moments(None if member is None else members))
         return {name: found[name] for name in metrics}
@@ -194,14 +198,17 @@ class Cell:
         intercepts = np.array([(fit.intercept, fit.intercept_variance) for fit in fits])
         return {name: (pairs[:, 0], pairs[:, 1]) for name, pairs in zip(CALIBRATION, (slopes, intercepts), strict=True)}
 
-    def _rate_moments(self, metrics: tuple[str, ...], member: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
-        total = self._additive @ member
+    def _totals(self, rates: tuple[str, ...], member: FloatArray) -> FloatArray:
+        rows, total = self.additive_rows(rates), np.zeros((len(self.additive), member.shape[1]))
+        total[rows] = self.additive[rows] @ member
+        return total
+
+    def rate_moments(self, metrics: tuple[str, ...], total: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Value and variance of metrics of `LINEAR` from totals of `additive` over units: (k, b); rows not in `additive_rows` may be 0."""
         sums, second = total[: len(SUMS)], total[len(SUMS) : len(SUMS) + len(_PRODUCTS)]
         counts = dict(zip(_DENOMINATORS, total[len(SUMS) + len(_PRODUCTS) :], strict=True))
         found, odds = {}, threshold_odds(self.threshold)
         for name in metrics:
-            if name not in _RATES:
-                continue
             gradient = rate_gradient(name, sums, odds)
             variance = np.zeros(sums.shape[1])
             inside = _support(name)
@@ -214,8 +221,16 @@ class Cell:
             found[name] = (rate(name, sums, odds), np.where(units >= 2, variance, np.nan))
         return found
 
+    def additive_rows(self, metrics: tuple[str, ...]) -> IntArray:
+        """Which rows of `additive` the metrics of `LINEAR` among these are made of."""
+        supports = [_support(name) for name in metrics if name in LINEAR]
+        bottoms = {bottom for name in metrics if name in LINEAR for _, bottom in ratios(name)}
+        inside = [any(i in support for support in supports) for i in range(len(SUMS))]
+        inside += [any(i in support and j in support for support in supports) for i, j in _PRODUCTS]
+        return np.flatnonzero([*inside, *(bottom in bottoms for bottom in _DENOMINATORS)])
+
     @cached_property
-    def _additive(self) -> FloatArray:
+    def additive(self) -> FloatArray:
         """What each unit adds to the sums, to the sums of their products, and to the units of each denominator: (k, u)."""
         products = [self.sums[:, i] * self.sums[:, j] for i, j in _PRODUCTS]
         present = [self.sums[:, np.asarray(bottom) > 0].any(axis=1) for bottom in _DENOMINATORS]

@@ -7,14 +7,15 @@ spread; permuting patients, not images, keeps it right where a patient has many 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from evenhand.metrics.bootstrap import in_threads
-from evenhand.metrics.cells import Cell
+from evenhand.metrics.cells import LINEAR, Cell
 from evenhand.metrics.rates import GIVEN_LABEL
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,12 +53,22 @@ def log_moments(value: FloatArray, variance: FloatArray, units: FloatArray | int
 
 
 def permute_groups(codes: IntArray, strata: IntArray, n_permutations: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """Group codes shuffled among the units of each stratum: (u, n_permutations)."""
+    """Group codes shuffled among the units of each stratum: (u, n_permutations).
+
+    Codes are shuffled by sorting random keys that carry them (several times faster than a shuffle). Two keys of equal random
+    bits would come in the order of their codes; as the sorted codes are given to the units in a random order, every
+    column is a uniform shuffle all the same.
+    """
     shuffled = np.empty((len(codes), n_permutations), np.int16)
+    carried = np.uint32((1 << int(codes.max(initial=0)).bit_length()) - 1)
     for stratum in np.unique(strata):
         units = np.flatnonzero(strata == stratum)
-        rows = np.tile(codes[units].astype(np.int16), (n_permutations, 1))
-        shuffled[units] = rng.permuted(rows, axis=1, out=rows).T
+        keys = rng.integers(0, 2**32, (n_permutations, len(units)), dtype=np.uint32)
+        keys &= ~carried
+        keys |= codes[units].astype(np.uint32)
+        keys.sort(axis=1)
+        keys &= carried
+        shuffled[rng.permutation(units)] = keys.T
     return shuffled
 
 
@@ -72,8 +83,9 @@ def null_maxima(
     """The studentised maximum of every metric under permuted groups.
 
     Metrics defined within a class (AUC, TPR, …) permute within patients of equal label pattern (only negative rows, only
-    positive, both), which keeps each group's number of cases; the others permute freely. ``log_positive_rate`` is the
-    positive rate on the logarithmic scale, for ratios.
+    positive, both), which keeps each group's number of cases; the others permute freely. Metrics that permute alike share
+    their permutations: one that asks for fewer takes the first of them. ``log_positive_rate`` is the positive rate on the
+    logarithmic scale, for ratios.
 
     Args:
         cell: all rows of one label, units being (patient, group) pairs.
@@ -86,48 +98,80 @@ def null_maxima(
     Returns:
         Metric -> (its number of permutations,).
     """
-    tested = {name: groups for name, groups in estimable.items() if len(groups) >= 2}
+    tested = {name: groups for name, groups in estimable.items() if len(groups) >= 2 and n_permutations[name] > 0}
     direct = [name for name in tested if MIRRORS.get(name) not in tested]
     patterns = cell.label_patterns()
     found: dict[str, FloatArray] = {}
     size = int(np.clip(_BLOCK_ENTRIES // max(cell.n, 1), 8, 1000))
-    for number, inside in sorted({(n_permutations[name], name in GIVEN_LABEL) for name in direct}):
-        metrics = tuple(name for name in direct if (n_permutations[name], name in GIVEN_LABEL) == (number, inside))
-        blocks = [min(size, number - start) for start in range(0, number, size)]
-        block_of = partial(_permuted_block, cell, codes, patterns if inside else patterns * 0, metrics, tested)
-        parts = list(in_threads(block_of, zip(blocks, rng.spawn(len(blocks)), strict=True), threads))
-        found.update({name: np.concatenate([part[name] for part in parts]) for part in parts[:1] for name in part})
+    for inside in (False, True):
+        wanted = {name: n_permutations[name] for name in direct if (name in GIVEN_LABEL) == inside}
+        number = max(wanted.values(), default=0)
+        starts = range(0, number, size)
+        blocks = [(min(size, number - start), tuple(name for name in wanted if wanted[name] > start)) for start in starts]
+        plan = _Plan(cell, codes, patterns if inside else patterns * 0, {name: tested[name] for name in wanted})
+        parts = list(in_threads(plan.moments, zip(blocks, rng.spawn(len(blocks)), strict=True), threads))
+        found.update({key: maxima[: wanted.get(key, number)] for key, maxima in plan.maxima(parts, wanted).items()})
     found.update({name: found[MIRRORS[name]] for name in tested if name not in found and MIRRORS.get(name) in found})
     return found
 
 
-def _permuted_block(
-    cell: Cell,
-    codes: IntArray,
-    strata: IntArray,
-    metrics: tuple[str, ...],
-    tested: Mapping[str, IntArray],
-    block: tuple[int, np.random.Generator],
-) -> dict[str, FloatArray]:
-    return _block_maxima(cell, permute_groups(codes, strata, *block), metrics, tested)
+@dataclass(frozen=True)
+class _Plan:
+    """Metrics that are permuted alike.
 
+    Attributes:
+        cell: all rows of one label.
+        codes: (u,) group of each unit.
+        strata: (u,) units are shuffled within these.
+        tested: metric -> codes of the groups that enter its gap.
+    """
 
-def _block_maxima(
-    cell: Cell, shuffled: npt.NDArray[np.int16], metrics: tuple[str, ...], tested: Mapping[str, IntArray]
-) -> dict[str, FloatArray]:
-    moments: dict[int, Moments] = {}
-    for group in sorted({int(code) for name in metrics for code in tested[name]}):
-        wanted = tuple(name for name in metrics if group in tested[name])
-        moments[group] = cell.moments(wanted, (shuffled == group).astype(float))
-    maxima = {}
-    for name in metrics:
-        pairs = [moments[int(group)][name] for group in tested[name]]
-        maxima[name] = largest_difference(np.array([v for v, _ in pairs]), np.array([s for _, s in pairs]))
-        if name == "positive_rate":
-            sizes = [(shuffled == group).sum(axis=0) for group in tested[name]]
-            logs = [log_moments(v, s, n) for (v, s), n in zip(pairs, sizes, strict=True)]
-            maxima["log_positive_rate"] = largest_difference(np.array([v for v, _ in logs]), np.array([s for _, s in logs]))
-    return maxima
+    cell: Cell
+    codes: IntArray
+    strata: IntArray
+    tested: Mapping[str, IntArray]
+
+    @cached_property
+    def needed(self) -> IntArray:
+        """The rows of the cell's additive table that the rates among the metrics are made of."""
+        return self.cell.additive_rows(tuple(self.tested))
+
+    @cached_property
+    def table(self) -> FloatArray:
+        """These rows."""
+        return self.cell.additive[self.needed]
+
+    def moments(self, job: tuple[tuple[int, tuple[str, ...]], np.random.Generator]) -> dict[int, tuple[FloatArray, Moments]]:
+        """Of one block: group -> (totals of the table, moments of the metrics that are not rates)."""
+        (number, metrics), rng = job
+        shuffled = permute_groups(self.codes, self.strata, number, rng)
+        found = {}
+        for group in sorted({int(code) for groups in self.tested.values() for code in groups}):
+            others = tuple(name for name in metrics if name not in LINEAR and group in self.tested[name])
+            member = (shuffled == group).astype(float)
+            found[group] = (self.table @ member, self.cell.moments(others, member))
+        return found
+
+    def maxima(self, blocks: Sequence[dict[int, tuple[FloatArray, Moments]]], wanted: Mapping[str, int]) -> dict[str, FloatArray]:
+        """Metric -> studentised maxima, of all blocks; each at least as many as wanted."""
+        moments: dict[int, Moments] = {}
+        for group in blocks[0] if blocks else ():
+            totals = np.zeros((len(self.cell.additive), sum(block[group][0].shape[1] for block in blocks)))
+            totals[self.needed] = np.concatenate([block[group][0] for block in blocks], axis=1)
+            rates = tuple(name for name in self.tested if name in LINEAR and group in self.tested[name])
+            moments[group] = self.cell.rate_moments(rates, totals)
+            for name in blocks[0][group][1]:
+                pairs = [block[group][1][name] for block in blocks if name in block[group][1]]
+                moments[group][name] = np.concatenate([v for v, _ in pairs]), np.concatenate([s for _, s in pairs])
+        found = {}
+        for name in wanted:
+            pairs = [moments[int(group)][name] for group in self.tested[name]]
+            found[name] = largest_difference(np.array([v for v, _ in pairs]), np.array([s for _, s in pairs]))
+            if name == "positive_rate":
+                logs = [log_moments(*pair, np.bincount(self.codes)[group]) for pair, group in zip(pairs, self.tested[name], strict=True)]
+                maxima = largest_difference(np.array([v for v, _ in logs]), np.array([s for _, s in logs]))
+                found["log_positive_rate"] = maxima[: wanted[name]]
+        return found
 
 
 def p_value(observed: float, null: FloatArray) -> float:
