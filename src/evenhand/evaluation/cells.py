@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ class Measured:
         n, n_positive, n_patients: its size, labelled rows only.
         n_unlabelled: rows without this label.
         values: metric -> point estimate, NaN where not defined.
-        replicates: metric -> (B,) bootstrap replicates.
+        replicates: metric -> (B,) bootstrap replicates; (0,) of a metric that was not bootstrapped.
         counts: metric -> (rows, patients) in the denominator.
         reasons: metric -> why it is not estimable; absent where it is.
         variances: metric -> clustered variance, NaN where there is none.
@@ -108,6 +108,7 @@ def measure(
     seed: int,
     threads: int,
     kind: str = "auto",
+    resampled: Collection[str] | None = None,
 ) -> list[dict[int, Measured]]:
     """Measure every group of one attribute for every label.
 
@@ -122,19 +123,22 @@ def measure(
         seed: the audit's seed.
         threads: blocks of replicates at a time; does not change the result.
         kind: of interval, one of `evenhand.metrics.intervals.KINDS`.
+        resampled: metrics that are bootstrapped; None: all.
 
     Returns:
         For each question: group code -> `Measured`.
     """
     wanted = tuple(metrics)
+    drawn = tuple(name for name in wanted if resampled is None or name in resampled)
     cells = [{key: group_cell(item, cohort.patient, codes == key) for key in keys} for item in cohort.questions]
     strata = np.full(cohort.patient.max() + 1, np.iinfo(np.int64).max)
     np.minimum.at(strata, cohort.patient, codes)
 
     def statistic(weights: FloatArray) -> list[dict[int, dict[str, FloatArray]]]:
-        return [{key: cell.values(wanted, weights) for key, cell in by_group.items()} for by_group in cells]
+        return [{key: cell.values(drawn, weights) for key, cell in by_group.items()} for by_group in cells]
 
-    blocks = list(bootstrap_blocks(statistic, strata, n_bootstrap, seed, name, threads=threads)) if n_bootstrap else []
+    asked = n_bootstrap if drawn else 0
+    blocks = list(bootstrap_blocks(statistic, strata, asked, seed, name, threads=threads)) if asked else []
     return [
         {
             key: _measured(cell, [block[q][key] for block in blocks], wanted, int((codes == key).sum()), min_patients, kind)
@@ -159,7 +163,7 @@ def _measured(
         n_patients=cell.n_units,
         n_unlabelled=n_rows - cell.n,
         values=values,
-        replicates={name: np.concatenate([block[name] for block in blocks]) if blocks else np.zeros(0) for name in metrics},
+        replicates={name: np.concatenate([np.zeros(0), *(block[name] for block in blocks if name in block)]) for name in metrics},
         counts=counts,
         reasons={name: reason for name, reason in reasons.items() if reason},
         variances={name: float(variance[0]) for name, (_, variance) in cell.moments(metrics).items()},

@@ -123,7 +123,8 @@ def evaluate(
         config=config,
         thresholds=thresholds,
     )
-    overall = _with_macro(cohort, _measure(cohort, np.zeros(len(cohort.patient), np.int64), [0], "overall", config, seed, threads))
+    everyone = np.zeros(len(cohort.patient), np.int64)
+    overall = _with_macro(cohort, _measure(cohort, everyone, [0], "overall", config, seed, threads, gaps=False))
     everybody = {label: item[0].values for label, item in overall.items()}
     tables = {name: _attribute(cohort, groups, everybody, config, seed, threads) for name, groups in cohort.groups.items()}
     gaps = {(label, name): found for name, (_, by_label) in tables.items() for label, found in by_label.items()}
@@ -143,6 +144,7 @@ def evaluate(
     data["provenance"] = {
         **provenance(predictions, cohort, config, seed, bins, missing),
         "bootstrap": n_bootstrap(cohort, config),
+        "bootstrapped": list(bootstrapped(cohort, config)),
         "permutations": n_permutations(cohort, config),
         "metrics": list(chosen_metrics(config)),
         "tests": _kinds_of_test(config),
@@ -181,7 +183,15 @@ def _check(config: AuditConfig, classes: Sequence[str]) -> None:
 
 
 def _measure(
-    cohort: Cohort, codes: npt.NDArray[np.int64], keys: Sequence[int], name: str, config: AuditConfig, seed: int, threads: int
+    cohort: Cohort,
+    codes: npt.NDArray[np.int64],
+    keys: Sequence[int],
+    name: str,
+    config: AuditConfig,
+    seed: int,
+    threads: int,
+    *,
+    gaps: bool = True,
 ) -> list[dict[int, Measured]]:
     return measure(
         cohort,
@@ -192,9 +202,22 @@ def _measure(
         n_bootstrap=n_bootstrap(cohort, config),
         min_patients=config.min_patients,
         kind=config.interval,
+        resampled=bootstrapped(cohort, config, gaps=gaps),
         seed=seed,
         threads=threads,
     )
+
+
+def bootstrapped(cohort: Cohort, config: AuditConfig, *, gaps: bool = True) -> tuple[str, ...]:
+    """The metrics of which bootstrap replicates are made: those whose intervals or tests are read off them.
+
+    All of them with percentile and BCa intervals, with averages over classes, and without permutations; else only those
+    that no permutation tests. Everybody together has no gap to test.
+    """
+    metrics = chosen_metrics(config) if config.bootstrap else ()
+    if config.interval != "auto" or cohort.kind == "multiclass" or not config.permutations:
+        return metrics
+    return tuple(name for name in metrics if name in RESAMPLED and gaps)
 
 
 def _with_macro(cohort: Cohort, measured: list[dict[int, Measured]]) -> dict[str, dict[int, Measured]]:
@@ -214,19 +237,19 @@ def n_permutations(cohort: Cohort, config: AuditConfig) -> int:
 
 def n_bootstrap(cohort: Cohort, config: AuditConfig) -> int:
     """Bootstrap replicates: those asked for, or `REACH` a test where the family holds tests made by the bootstrap."""
-    resampled = not config.permutations or RESAMPLED & _primary_parts(config)
+    resampled = not config.permutations or cohort.kind == "multiclass" or RESAMPLED & _primary_parts(config)
     return max(config.bootstrap, REACH * _family(cohort, config)) if config.bootstrap and resampled else config.bootstrap
 
 
 def _family(cohort: Cohort, config: AuditConfig) -> int:
-    return len(cohort.questions) * len(cohort.groups) * len(config.primary)
+    return (len(cohort.questions) + (cohort.kind == "multiclass")) * len(cohort.groups) * len(config.primary)
 
 
 def _kinds_of_test(config: AuditConfig) -> dict[str, list[str]]:
     """Which metrics' gaps are tested by permuting groups, and which by the bootstrap (as are macro averages)."""
     metrics = chosen_metrics(config)
     permuted = [name for name in metrics if name not in RESAMPLED and config.permutations]
-    return {"permutation": permuted, "bootstrap": [name for name in metrics if name not in permuted]}
+    return {"permutation": permuted, "bootstrap": [name for name in metrics if name not in (*permuted, "ece")]}
 
 
 def _primary_parts(config: AuditConfig) -> set[str]:
@@ -296,6 +319,7 @@ def _null(
         "decision": question.decision[use],
         "unit": cohort.patient[use],
         "threshold": question.threshold["value"],
+        "ece_bins": question.ece_bins,
     }
     rng = generator(seed, "permutation", groups.attribute, question.name)
     others = {name: min(config.permutations, FEW) if name in SLOW else config.permutations for name in members}

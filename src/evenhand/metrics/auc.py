@@ -38,7 +38,7 @@ class RankedRows:
     @cached_property
     def alone(self) -> bool:
         """Whether every unit has one row, so that sums of squares over units are sums over levels."""
-        return int(self.negative.sum() + self.positive.sum()) == self.negative.shape[0] == int(np.sum(self.units_by_class))
+        return bool(self.negative.sum() + self.positive.sum() == self.negative.shape[0] == np.sum(self.units_by_class))
 
 
 def rank_rows(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntArray, *, fine: bool = False) -> RankedRows:
