@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from evenhand.data.groups import Groups
-from evenhand.evaluation.bounds import gap_bounds, settle
+from evenhand.evaluation.bounds import _widened, gap_bounds, settle
 from evenhand.evaluation.cohort import Question
 from evenhand.metrics.auc import auc
+from evenhand.metrics.bounds import GapBounds
 from evenhand.metrics.gaps import Gap
 from evenhand.metrics.rates import rates
 
@@ -153,3 +154,11 @@ def test_the_interval_is_wider_than_the_bounds() -> None:
     assert upper == pytest.approx(min(1.0, found["tpr"]["upper"] + 0.15))
     ratio = found["demographic_parity_ratio"]
     assert ratio["interval"][0] <= ratio["lower"] <= ratio["upper"] <= ratio["interval"][1]
+
+
+def test_a_distance_from_a_reference_has_no_end_at_1() -> None:
+    gap, bounds = Gap(value=1.5, lower=0.5, upper=2.5), GapBounds(1.2, 1.9, False, False, (0, 1))
+    assert _widened("disparate_impact_distance", gap, bounds) == pytest.approx([0.2, 2.9])
+    assert _widened("disparate_impact_distance", gap, GapBounds(1.2, np.inf, False, False, (0, 1))) == [pytest.approx(0.2), None]
+    shares = _widened("tpr", Gap(value=0.5, lower=0.1, upper=0.9), GapBounds(0.4, 0.8, True, True, (0, 1)))
+    assert shares == pytest.approx([0.0, 1.0])

@@ -209,3 +209,23 @@ def test_columns_are_checked_and_cut() -> None:
     assert mix.keys == ("[0,50)", "[50,100)")
     assert (mix.codes[:10] == -1).all()
     assert len(case_mix(_cohort(frame), ["age"], "sex", {}).keys) == 5
+
+
+def test_a_group_of_one_class_is_not_matched_in_prevalence() -> None:
+    frame = _random().query("sex != 'X'").reset_index(drop=True)
+    healthy = frame[(frame.sex == "M") & (frame.y == 0)].assign(sex="Z")
+    found = _explain(pd.concat([frame, healthy], ignore_index=True), [])["prevalence_matched"]
+    alone = _explain(frame, [])["prevalence_matched"]
+    for metric in ("ppv", "f1"):
+        assert [item["group"] for item in found[metric]["excluded"]] == ["Z"]
+        assert "0 patients of the smaller class" in found[metric]["excluded"][0]["reason"]
+        assert found[metric]["standardised"]["value"] == alone[metric]["standardised"]["value"]
+
+
+def test_a_rate_that_is_0_by_0_on_the_common_cells_is_left_out() -> None:
+    rows = [{"sex": sex, "site": "a", "y": k % 2, "p": 0.1 + 0.8 * (k % 3 == 0) * (sex != "C")} for sex in "ABC" for k in range(60)]
+    rows += [{"sex": "C", "site": "b", "y": k % 2, "p": 0.9} for k in range(20)]
+    found = _explain(pd.DataFrame(rows), ["site"])["metrics"]["ppv"]
+    assert [item["group"] for item in found["excluded"]] == ["C"]
+    assert "not defined" in found["excluded"][0]["reason"]
+    assert set(found["groups"]) == {"A", "B"}

@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 from evenhand.config.schema import AuditConfig
 from evenhand.errors import InputError
 from evenhand.evaluation import evaluate, write_predictions
-from evenhand.evaluation.compare import compare
+from evenhand.evaluation.compare import _shifted, compare
 from evenhand.evaluation.runs_table import read_runs
+from evenhand.metrics.gaps import Gap
 
 QUICK = AuditConfig(bootstrap=200)
 
@@ -140,3 +141,24 @@ def test_a_ratio_without_any_positive_decision_in_one_seed_is_not_estimable(make
     assert "0 / 0 in 1 of 2 seeds" in gap["reason"]
     assert found["attributes"]["sex"]["gap_changes"]["b"]["demographic_parity_ratio"]["value"] is None
     assert found["attributes"]["sex"]["gaps"]["a"]["demographic_parity"]["value"] is not None
+
+
+def test_limits_of_seeds_gaps_hold_them_and_keep_their_verdict() -> None:
+    ratio, distance = Gap(value=0.7, lower=0.02, upper=0.9), Gap(value=0.3, lower=0.1, upper=0.98)
+    for value in (0.6, 0.65, 0.75, 0.99):
+        one, other = _shifted(ratio, value, "disparate_impact"), _shifted(distance, 1 - value, "disparate_impact_distance")
+        assert 0 <= one.lower <= value <= one.upper < 1
+        assert 0 < other.lower <= 1 - value <= other.upper <= 1
+    wider = _shifted(Gap(value=1.4, lower=0.9, upper=2.1), 1.5, "disparate_impact")  # against a reference group
+    assert (wider.lower, wider.upper) == pytest.approx((0.9, 2.2))
+    plain = _shifted(Gap(value=0.2, lower=0.0, upper=0.4), 0.25, "auc")
+    assert (plain.lower, plain.upper) == pytest.approx((0.0, 0.45))
+
+
+def test_disparate_impact_against_a_reference_may_exceed_1(make_table: Callable[..., pd.DataFrame]) -> None:
+    frames = [_noisy(make_table(400, shift=1.0), seed, 0.5) for seed in range(2)]
+    config = AuditConfig(bootstrap=100, reference={"sex": "female"})
+    found = compare([("a", frames), ("b", frames)], labels=("y",), attributes=("sex",), config=config).to_json()
+    gap = found["labels"]["y"]["attributes"]["sex"]["gaps"]["a"]["disparate_impact"]
+    assert gap["value"] > 1
+    assert gap["lower"] <= gap["value"] <= gap["upper"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from evenhand.errors import ConfigError
 from evenhand.evaluation.compare import compare
 from evenhand.evaluation.evaluate import evaluate
 from evenhand.evaluation.selection import RESAMPLED, check_names, check_reference, chosen_metrics, underdiagnosis_metric
+from evenhand.evaluation.significance import permuted_null
 from evenhand.metrics import COMBINED, METRICS, average_precision, calibration_slope_intercept, expected_calibration_error
+from evenhand.metrics.cells import make_cell
+from evenhand.metrics.gaps import GroupValue
+from evenhand.metrics.permutation import REACH, null_maxima
 from evenhand.runs.audit import audit
 
 RNG = np.random.default_rng(21)
@@ -154,3 +159,36 @@ def test_several_labels_and_classes_carry_everything() -> None:
     assert result["macro"]["overall"]["average_precision"]["value"] == pytest.approx(np.mean(one))
     assert set(result["macro"]["attributes"]["sex"]["gaps"]) == {*METRICS, *COMBINED}
     assert result["macro"]["overall"]["net_benefit"]["reason"].startswith("decisions were given")
+
+
+def test_the_test_of_the_calibration_error_has_the_bins_of_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, codes = np.arange(N) // 2, (FRAME["sex"] == "m").to_numpy(np.int64)
+    decision = (S >= 0.5).astype(float)
+    seen = {}
+
+    def kept(rows: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        seen.update(rows)
+        return permuted_null(rows, *rest)
+
+    monkeypatch.setattr(sys.modules["evenhand.evaluation.evaluate"], "permuted_null", kept)
+    audited(ece_bins=40, metrics=["ece"])
+    assert seen["ece_bins"] == 40
+    rows = {"y_true": Y, "y_score": S, "decision": decision, "unit": unit, "ece_bins": 40}
+    members = {"ece": [GroupValue(key, 0.1, 0.01, 10, 10) for key in ("f", "m")]}
+    made = permuted_null(rows, codes, members, ("f", "m"), {"ece": 50}, np.random.default_rng(3))
+    cell = make_cell(Y, S, decision, unit * 2 + codes, ece_bins=40)
+    both = {"ece": np.array([0, 1])}
+    assert (made["ece"] == null_maxima(cell, cell.units % 2, both, {"ece": 50}, np.random.default_rng(3))["ece"]).all()
+
+
+def test_macro_calibration_errors_are_not_tested_and_the_others_are() -> None:
+    z = RNG.normal(size=(N, 3)) + 1.5 * np.eye(3)[np.arange(N) % 3]
+    scores = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    columns = {f"y_score_{name}": scores[:, k] for k, name in enumerate("abc")}
+    frame = FRAME.assign(y_true=np.array(list("abc"))[np.arange(N) % 3], **columns)
+    asked = config(metrics=["ece", "ece_corrected", "auc"], permutations=100)
+    found = evaluate(frame, labels=["y"], attributes=["sex"], classes=list("abc"), config=asked, threads=1).to_json()
+    gaps = found["labels"]["macro"]["attributes"]["sex"]["gaps"]
+    assert (gaps["ece"]["p"], gaps["ece"]["lower"]) == (None, None)
+    assert gaps["ece_corrected"]["p"] is not None
+    assert found["provenance"]["bootstrap"] == REACH * found["provenance"]["family"]["tests"]

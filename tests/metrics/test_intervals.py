@@ -133,3 +133,13 @@ def test_no_replicates_no_bootstrap_interval() -> None:
     assert interval("auc", 0.8, spread, np.zeros(0), "percentile", 0.95) is None
     assert interval("auc", 0.8, spread, np.zeros(0), "auto", 0.95) is not None
     assert interval("auc", 0.8, Spread(float("nan"), 1, 1), np.zeros(0), "auto", 0.95) is None
+
+
+def test_no_limit_lies_where_no_value_can() -> None:
+    for metric in ("brier", "ece", "ece_corrected"):
+        found = interval(metric, 0.7, Spread(0.04, 12, 12), np.zeros(0), "auto", 0.95)
+        assert found is not None
+        assert 0 <= found[0] <= 0.7 <= found[1] == 1.0
+    loss = interval("log_loss", 0.7, Spread(0.04, 12, 12), np.zeros(0), "auto", 0.95)
+    assert loss is not None
+    assert loss[1] > 1

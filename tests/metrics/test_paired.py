@@ -109,3 +109,29 @@ def test_bad_input_says_what_to_do() -> None:
 def test_one_class_has_no_auc() -> None:
     assert np.isnan(delong([1, 1], [0.1, 0.2]).value)
     assert np.isnan(paired_difference([1, 1], [0.1, 0.2], [0.3, 0.2]).value)
+
+
+def test_two_perfect_models_are_not_known_to_be_equal() -> None:
+    y = np.repeat([1, 0], 20)
+    a, b = np.where(y, 0.9, 0.1), np.where(y, 0.8, 0.2)
+    for metric in ("auc", "tpr", "accuracy", "f1"):
+        found = paired_difference(y, a, b, metric=metric)
+        assert (found.value, found.p) == (0.0, 1.0)
+        assert found.lower < 0 < found.upper
+    worst = paired_difference(y, a, 1 - a, metric="tpr")
+    assert worst.lower < worst.value == worst.upper == 1.0  # and never beyond 1
+
+
+def test_one_patient_of_a_class_has_no_difference_of_aucs() -> None:
+    y, a, b = [1, 0, 0, 0, 0], [0.9, 0.1, 0.2, 0.3, 0.3], [0.15, 0.1, 0.2, 0.3, 0.3]
+    found = paired_difference(y, a, b)
+    assert np.isnan([found.value, found.lower, found.upper, found.p]).all()
+
+
+def test_degrees_of_freedom_are_those_of_the_denominator() -> None:
+    y = np.repeat([1, 0], [6, 500])
+    a = np.where(y, 0.9, 0.1)
+    b = np.where(np.arange(506) % 2, a, 1 - a)
+    found = paired_difference(y, a, b, metric="tpr")
+    assert found.value == 0.5
+    assert (found.value - found.lower) / found.variance**0.5 == pytest.approx(2.5706, abs=1e-3)  # Student's t, 5

@@ -110,3 +110,12 @@ def test_memberships_are_fitted_anew() -> None:
     value, variance = make_cell(Y, S, Y, PATIENT).moments(("calibration_slope",), member)["calibration_slope"]
     alone = calibration_slope_intercept(Y[inside], S[inside], patient=PATIENT[inside])
     assert [value[0], variance[0]] == pytest.approx([alone.slope, alone.slope_variance])
+
+
+def test_scores_that_are_decisions_have_a_slope() -> None:
+    y, s = np.repeat([0, 1, 0, 1], [20, 2, 2, 28]), np.repeat([0, 0, 1, 1], [20, 2, 2, 28])
+    found = calibration_slope_intercept(y, s)
+    logits = np.log(np.array([2 / 20, 28 / 2]))
+    assert found.slope == pytest.approx(np.ptp(logits) / (2 * np.log((1 - 1e-6) / 1e-6)))
+    assert found.intercept == pytest.approx(0.5 * np.log(30 / 22), abs=1e-4)  # 22 exp(a) = 30 exp(-a)
+    assert found.reasons == {}

@@ -253,7 +253,9 @@ def _widened(name: str, gap: Gap, bounds: GapBounds) -> list[float | None] | Non
     if gap.upper is None:
         return [lower, None]
     upper = bounds.upper + max(gap.upper - gap.value, 0.0)
-    return [lower, upper if name in UNBOUNDED else min(1.0, upper)]
+    # |1 - disparate impact| against a reference group has no end
+    open_ended = name in UNBOUNDED or (name == "disparate_impact_distance" and max(bounds.upper, gap.upper) > 1)
+    return [lower, _finite(upper) if open_ended else min(1.0, upper)]
 
 
 def _finite(value: float) -> float | None:

@@ -151,15 +151,29 @@ def strata_of(metric: str, keys: Sequence[str]) -> tuple[IntArray, IntArray, tup
     return np.repeat(cells, 2), np.zeros(len(keys), np.int64), tuple(keys)
 
 
-def plan_of(metric: str, groups: Sequence[CaseGroup], level: IntArray, block: IntArray, names: tuple[str, ...], least: int) -> Plan:
-    """Which groups can be compared: enough patients, half of the mix in common, weights that are not carried by a few."""
+def plan_of(
+    metric: str,
+    groups: Sequence[CaseGroup],
+    level: IntArray,
+    block: IntArray,
+    names: tuple[str, ...],
+    least: int,
+    *,
+    both_classes: bool = False,
+) -> Plan:
+    """Which groups can be compared: enough patients, half of the mix in common, weights that are not carried by a few.
+
+    With ``both_classes`` a group needs enough patients of either class: at another prevalence its number rests on both.
+    """
     inside, excluded = [], []
     for group in groups:
-        units = group.by_patient.denominator(metric)[1]
+        asked = {"in the denominator": metric, **({"of the smaller class": "balanced_accuracy"} if both_classes else {})}
+        found = {where: group.by_patient.denominator(name)[1] for where, name in asked.items()}
+        where, units = min(found.items(), key=lambda item: item[1])
         if units >= least:
             inside.append(group)
         else:
-            excluded.append(_left_out(group, f"{units} patient{'s' * (units != 1)} in the denominator, at least {least} are needed"))
+            excluded.append(_left_out(group, f"{units} patient{'s' * (units != 1)} {where}, at least {least} are needed"))
     while len(inside) >= 2:
         plan = Plan((metric,), tuple(inside), level, block, names, tuple(excluded))
         unfit, reason = _unfit(plan, least)
@@ -194,7 +208,16 @@ def _unfit(plan: Plan, least: int) -> tuple[CaseGroup | None, str]:
     k = int(np.argmin(effective))
     if effective[k] < least - 1e-9:
         return plan.groups[k], f"after weighting it counts as {effective[k]:.1f} patients, at least {least} are needed"
-    return None, ""
+    return _without_value(plan), "not defined on the cells that all groups have"
+
+
+def _without_value(plan: Plan) -> CaseGroup | None:
+    """The first group whose rate is 0 / 0 on the common support."""
+    if not set(plan.metrics) <= {*RATES, "net_benefit"}:
+        return None
+    values = plan.values(plan.draws(_ones(plan)))
+    numbers = ([float(found[0]) for side in pair for found in side.values()] for pair in values)
+    return next((group for group, own in zip(plan.groups, numbers, strict=True) if not np.isfinite(own).all()), None)
 
 
 def _ones(plan: Plan) -> FloatArray:

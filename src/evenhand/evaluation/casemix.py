@@ -50,7 +50,8 @@ def explain(
     differ by the mix alone. The gap is signed: high minus low, where low and high are the two groups that are furthest
     apart before standardising. With more than two groups this choice makes the raw gap the largest of many.
 
-    *Prevalence-matched*: positives and negatives of each group are weighted to the overall prevalence.
+    *Prevalence-matched*: positives and negatives of each group are weighted to the overall prevalence; a group needs
+    ``config.min_patients`` patients of either class.
 
     Not estimable where fewer than two groups keep at least half of the pooled mix in common and an effective number
     (Kish) of at least ``config.min_patients`` patients. Intervals: percentiles of the patient-clustered bootstrap, mixes
@@ -129,7 +130,7 @@ def _plans(question: Question, cohort: Cohort, groups: Groups, mix: CaseMix, con
     for metric in BY_PREVALENCE:
         if metric in chosen and not (metric == "net_benefit" and question.threshold["value"] is None):
             by_label = np.array([0, 1]), np.zeros(2, np.int64), ("negative", "positive")
-            found["prevalence_matched"].append(plan_of(metric, compiled, *by_label, config.min_patients))
+            found["prevalence_matched"].append(plan_of(metric, compiled, *by_label, config.min_patients, both_classes=True))
     return {kind: merged(plans) for kind, plans in found.items()}
 
 

@@ -349,11 +349,21 @@ def _gap_of(
 
 
 def _shifted(gap: Gap, value: float, name: str) -> Gap:
-    """The gap of the seeds' means, re-centred on the mean of the seeds' gaps: the limit on the far side moves along."""
-    shift = value - float(gap.value or 0.0)
-    lower = None if gap.lower is None else gap.lower + min(shift, 0.0) * (name in RATIOS)
-    upper = None if gap.upper is None else gap.upper + max(shift, 0.0)
-    return replace(gap, value=value, lower=lower, upper=upper if upper is None or name in UNBOUNDED else min(upper, 1.0))
+    """The gap of the seeds' means, re-centred on the mean of the seeds' gaps.
+
+    The limit on the far side moves along. A limit that excludes "no gap" (a difference of 0, a ratio of 1) goes on doing so:
+    it moves towards it in proportion.
+    """
+    if gap.value is None or gap.lower is None:
+        return replace(gap, value=value)
+    none, shift = float(name in RATIOS), value - gap.value
+    nearer = min(1.0, max((value - none) / (gap.value - none), 0.0)) if gap.value != none else 1.0
+    lower = none + (gap.lower - none) * nearer if gap.lower > none else gap.lower + min(shift, 0.0)
+    if gap.upper is None:
+        return replace(gap, value=value, lower=min(max(lower, 0.0), value))
+    upper = none - (none - gap.upper) * nearer if gap.upper < none else gap.upper + max(shift, 0.0)
+    upper = upper if name in UNBOUNDED or gap.upper > 1 else min(upper, 1.0)
+    return replace(gap, value=value, lower=min(max(lower, 0.0), value), upper=max(upper, value))
 
 
 def _group_change(run: Measured, reference: Measured, metric: str, confidence: float) -> dict[str, Any]:

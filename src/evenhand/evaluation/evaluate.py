@@ -28,6 +28,7 @@ from evenhand.evaluation.significance import (
     adjust,
     bootstrap_null,
     clustered_variances,
+    large_metrics,
     members_of,
     permuted_null,
     replicate_variances,
@@ -147,7 +148,7 @@ def evaluate(
         "bootstrapped": list(bootstrapped(cohort, config)),
         "permutations": n_permutations(cohort, config),
         "metrics": list(chosen_metrics(config)),
-        "tests": _kinds_of_test(config),
+        "tests": {**_kinds_of_test(config), **_drawn_from_the_limit(cohort, tables, config)},
         "reference": dict(config.reference),
         "no_finding": list(config.no_finding),
         "ece_bins": config.ece_bins,
@@ -252,6 +253,21 @@ def _kinds_of_test(config: AuditConfig) -> dict[str, list[str]]:
     return {"permutation": permuted, "bootstrap": [name for name in metrics if name not in (*permuted, "ece")]}
 
 
+def _drawn_from_the_limit(
+    cohort: Cohort, tables: Mapping[str, tuple[dict[str, dict[int, Measured]], Any]], config: AuditConfig
+) -> dict[str, Any]:
+    """``normal``: label/attribute -> metrics whose groups are so large that the normal limit stood in for permutations."""
+    if not config.permutations:
+        return {}
+    found = {}
+    for attribute, (by_label, _) in tables.items():
+        for question in cohort.questions:
+            metrics = large_metrics({str(code): item for code, item in by_label[question.name].items() if code >= 0})
+            if metrics:
+                found[f"{question.name}/{attribute}"] = [name for name in chosen_metrics(config) if name in metrics]
+    return {"normal": found} if found else {}
+
+
 def _primary_parts(config: AuditConfig) -> set[str]:
     """The metrics that the family's gaps are made of; TPR and FPR, tested jointly in equalized odds, go together."""
     parts = {part for name in config.primary for part in COMBINED.get(name, (name,))}
@@ -308,7 +324,8 @@ def _null(
     seed: int,
     threads: int,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Studentised maxima without a gap: under permuted groups, and where these would cost too much from the bootstrap."""
+    """Studentised maxima without a gap: under permuted groups, and where these would cost too much from the bootstrap or, with
+    thousands of patients in every group, from the normal limit."""
     wanted = n_permutations(cohort, config)
     if not wanted:
         return bootstrap_null(measured, members)
@@ -324,7 +341,7 @@ def _null(
     rng = generator(seed, "permutation", groups.attribute, question.name)
     others = {name: min(config.permutations, FEW) if name in SLOW else config.permutations for name in members}
     made = {**others, **dict.fromkeys(_primary_parts(config) & set(members), wanted)}
-    null = permuted_null(rows, groups.codes[use], members, groups.keys, made, rng, threads)
+    null = permuted_null(rows, groups.codes[use], members, groups.keys, made, rng, threads, large_metrics(measured))
     return {**null, **bootstrap_null(measured, {name: inside for name, inside in members.items() if name in RESAMPLED})}
 
 

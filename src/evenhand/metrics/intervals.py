@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.metrics.bootstrap import percentile_interval
-from evenhand.metrics.rates import wilson
+from evenhand.metrics.rates import UNBOUNDED, wilson
 
 FloatArray = npt.NDArray[np.float64]
 Limits = tuple[float, float]
@@ -105,10 +105,11 @@ def _studentised(metric: str, value: float, spread: Spread, confidence: float) -
     if metric in LOGIT:
         return logit_limits(value, error, quantile, spread.units)
     if metric in LOSSES and value > 0:
-        return loss_limits(value, error, quantile)
+        low, high = loss_limits(value, error, quantile)
+        return low, high if metric in UNBOUNDED else min(high, 1.0)
     centre = value if spread.centre is None else spread.centre
     low, high = centre - quantile * error, centre + quantile * error
-    return (max(low, 0.0), max(high, 0.0)) if metric in ERRORS else (low, high)
+    return (max(low, 0.0), min(max(high, 0.0), 1.0)) if metric in ERRORS else (low, high)
 
 
 def student(level: float, freedom: int) -> float:

@@ -18,8 +18,9 @@ from evenhand.metrics.auc import auc_with_variance, rank_rows
 from evenhand.metrics.bootstrap import bootstrap_blocks
 from evenhand.metrics.cells import METRICS, make_cell
 from evenhand.metrics.influence import INFLUENCES, Rows, influences
-from evenhand.metrics.intervals import logit_limits, student
+from evenhand.metrics.intervals import SHARES, logit_limits, student
 from evenhand.metrics.permutation import critical_value, p_value
+from evenhand.metrics.rates import UNBOUNDED
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -52,7 +53,7 @@ class PairedDifference:
     """Model a minus model b on the same patients.
 
     Attributes:
-        value: the difference; NaN where the metric is not defined for one of them.
+        value: the difference; NaN where the metric is not defined for one of them (AUC: fewer than two patients of a class).
         lower, upper: limits of its interval.
         p: p-value of "no difference".
         value_a, value_b: the metric of each model.
@@ -127,8 +128,9 @@ def paired_difference(
     AUC: DeLong's (several rows a patient: Obuchowski's) variance of a difference and the normal quantile, as published.
     Rates, Brier score, log loss: the variance of the patients' differences of influence and Student's quantile; for shares
     of right decisions with one row a patient the p-value is McNemar's exact one, which an interval that excludes 0 can
-    contradict when only a few rows differ. Other metrics: the patient bootstrap of the difference; the interval is
-    ``value ± q`` with q the critical value of the centred replicates, so that 0 lies inside exactly when p >= 1 - confidence.
+    contradict when only a few rows differ. Unless all scores and decisions are equal, the variance is at least that of half a
+    patient's answer: two models that both find 20 of 20 are not known to be equal. Other metrics: the patient bootstrap of
+    the difference; the interval is ``value ± q`` with q the critical value of the centred replicates, so that 0 lies inside exactly when p >= 1 - confidence.
 
     Args:
         y_true: (n,) in {0, 1}.
@@ -164,18 +166,21 @@ def paired_difference(
     if metric not in INFLUENCES:
         return _resampled(models, metric, threshold, confidence, n_bootstrap, seed)
     a, b = (influences(model, np.ones(len(truth), bool), (metric,))[metric] for model in models)
-    apart = a.by_unit - b.by_unit
-    variance, value, patients = float(apart @ apart), a.value - b.value, models[0].n_units
-    clustered, normal = len(truth) > patients, NormalDist()
-    quantile = normal.inv_cdf(0.5 + confidence / 2) if metric == "auc" else student(0.5 + confidence / 2, patients - 1)
+    apart, units = a.by_unit - b.by_unit, min(a.units, b.units)
+    same = np.array_equal(scores[0], scores[1]) and np.array_equal(decisions[0], decisions[1])
+    variance = max(float(apart @ apart), 0.0 if same else max(a.floor, b.floor))
+    value = a.value - b.value if metric != "auc" or units > 1 else float("nan")
+    patients = models[0].n_units
+    clustered, free = len(truth) > patients, (units if metric in SHARES else patients) - 1
+    quantile = NormalDist().inv_cdf(0.5 + confidence / 2) if metric == "auc" else student(0.5 + confidence / 2, free)
     width, p = quantile * float(np.sqrt(variance)), float("nan")
     method = ("paired Obuchowski" if clustered else "paired DeLong") if metric == "auc" else "paired clustered variance"
     if metric in WITHIN and not clustered:
         inside = np.isin(truth, WITHIN[metric])
         p, method = mcnemar(decisions[0][inside] == truth[inside], decisions[1][inside] == truth[inside]), f"{method}; exact McNemar"
     elif np.isfinite(value):
-        p = _two_sided(value, variance, None if metric == "auc" else patients - 1)
-    return PairedDifference(value, value - width, value + width, p, a.value, b.value, variance, len(truth), patients, method)
+        p = _two_sided(value, variance, None if metric == "auc" else free)
+    return PairedDifference(value, *_limits(metric, value, width), p, a.value, b.value, variance, len(truth), patients, method)
 
 
 def mcnemar(right_a: npt.ArrayLike, right_b: npt.ArrayLike) -> float:
@@ -223,7 +228,13 @@ def _resampled(models: list[Rows], metric: str, threshold: float, confidence: fl
     if len(errors) > 1 and np.isfinite(a - b):
         p, width, variance = p_value(abs(a - b), errors), critical_value(errors, confidence), float(np.mean(errors**2))
     n, patients = len(models[0].y_true), models[0].n_units
-    return PairedDifference(a - b, a - b - width, a - b + width, p, a, b, variance, n, patients, "paired patient bootstrap")
+    return PairedDifference(a - b, *_limits(metric, a - b, width), p, a, b, variance, n, patients, "paired patient bootstrap")
+
+
+def _limits(metric: str, value: float, width: float) -> tuple[float, float]:
+    """``value ± width``, within [-1, 1] for metrics whose difference cannot be larger."""
+    low, high = value - width, value + width
+    return (low, high) if metric in UNBOUNDED or not np.isfinite(low) else (max(low, -1.0), min(high, 1.0))
 
 
 def _checked(

@@ -17,7 +17,7 @@ SEPARATED = "the scores separate the classes completely, so the slope has no fin
 CONSTANT = "all scores are equal, so there is no slope"
 ONE_CLASS = "only one class, so the fit has no finite value"
 _NOT_FOUND = "the fit did not converge"
-_STEPS, _TOLERANCE, _LARGEST = 100, 1e-12, 2.0
+_STEPS, _TOLERANCE, _ROUNDING, _LARGEST = 100, 1e-12, 1e-14, 2.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def recalibrate(y_true: npt.NDArray[Any], y_score: npt.NDArray[Any], unit: IntAr
     if reason != ONE_CLASS:
         intercept = _fit(*rows, slope=False, start=np.zeros(1))
     if not reason:
-        slope = _fit(*rows, slope=True, start=np.array([intercept[0], 1.0]))
+        slope = _fit(*rows, slope=True, start=np.array([np.nan_to_num(intercept[0]), 1.0]))
     for name, found in (("slope", slope), ("intercept", intercept)):
         if not np.isfinite(found).all():
             reasons[name] = reason or _NOT_FOUND
@@ -120,8 +120,10 @@ def _fit(y: FloatArray, x: FloatArray, weight: FloatArray, *, slope: bool, start
         information = np.einsum("jn,kn,n->jk", design, design, weight * p * (1 - p))
         if np.linalg.det(information) <= 0:
             return np.full_like(theta, np.nan)
-        step = np.linalg.solve(information, np.einsum("kn,n->k", design, weight * (y - p)))
-        if np.abs(step).max() < _TOLERANCE * (1 + np.abs(theta).max()):
+        score = np.einsum("kn,n->k", design, weight * (y - p))
+        step = np.linalg.solve(information, score)
+        # Scores of 0 and 1 leave so little information that rounding alone moves the solution by more than the tolerance.
+        if np.abs(step).max() < _TOLERANCE * (1 + np.abs(theta).max()) or np.abs(score).max() < _ROUNDING * weight.sum():
             return np.asarray(theta + step)
         step = step * min(1.0, _LARGEST / float(np.abs(step).max()))
     return np.full_like(theta, np.nan)
