@@ -95,3 +95,13 @@ def test_the_variance_is_near_that_of_the_bootstrap_away_from_zero(corrected: bo
     weights = RNG.multinomial(300, np.full(300, 1 / 300), 800).T.astype(float)
     assert value[0] == pytest.approx(cell.values((name,))[name][0])
     assert variance[0] == pytest.approx(cell.values((name,), weights)[name].var(), rel=0.2)
+
+
+@pytest.mark.parametrize("score", [0.1, 0.3, 0.7, 0.9])
+def test_rows_that_are_all_alike_have_no_variance_below_0(score: float) -> None:
+    for n in range(2, 30):
+        rows = bin_rows(np.ones(n), np.full(n, score), np.arange(n), 10)
+        for corrected in (False, True):
+            value, variance = error_with_variance(rows, np.ones((n, 1)), corrected=corrected)
+            assert value == pytest.approx(1 - score)
+            assert 0 <= variance[0] < 1e-12

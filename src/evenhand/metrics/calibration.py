@@ -136,7 +136,8 @@ def error_with_variance(rows: BinnedRows, member: FloatArray, *, corrected: bool
         value, slope, part = corrected_error(sums), 2 * np.sign(mean) - erf(ratio / np.sqrt(2)), 2 * part - _folded(mean, spread)
     shift = part - slope * mean - np.nan_to_num(value)
     if rows.alone:
-        units, squares = total, (slope**2 * sums[2] + 2 * slope * shift * sums[0] + shift**2 * sums[1]).sum(axis=0)
+        squares = (slope**2 * sums[2] + 2 * slope * shift * sums[0] + shift**2 * sums[1]).sum(axis=0)
+        units, squares = total, np.maximum(squares, 0.0)  # rows that are all alike leave rounding, also below 0
     else:
         residual, count = rows.moments[: rows.bins], rows.moments[rows.bins : 2 * rows.bins]
         pull = residual.T @ slope + count.T @ shift

@@ -130,7 +130,8 @@ def paired_difference(
     of right decisions with one row a patient the p-value is McNemar's exact one, which an interval that excludes 0 can
     contradict when only a few rows differ. Unless all scores and decisions are equal, the variance is at least that of half a
     patient's answer: two models that both find 20 of 20 are not known to be equal. Other metrics: the patient bootstrap of
-    the difference; the interval is ``value ± q`` with q the critical value of the centred replicates, so that 0 lies inside exactly when p >= 1 - confidence.
+    the difference; the interval is ``value ± q`` with q the critical value of the centred replicates, so that 0 lies inside
+    exactly when p >= 1 - confidence.
 
     Args:
         y_true: (n,) in {0, 1}.
