@@ -31,7 +31,7 @@ def test_the_positive_label_is_named_or_asked_for() -> None:
     assert code_label(pd.Series(["a", "b", None]), "y", "b")[0].tolist()[:2] == [0, 1]
     assert code_label(pd.Series([1, 2]), "y", "2")[0].tolist() == [0, 1]
     assert code_label(pd.Series([1.0, np.nan]), "y", "1")[0].tolist()[:1] == [1]
-    with pytest.raises(TableError, match=r"\(mel, nv\); say which is the positive class, as --pos-label nv"):
+    with pytest.raises(TableError, match=r"\(mel, nv\); say which is the positive class, as --pos-label mel or --pos-label nv"):
         code_label(pd.Series(["mel", "nv"]), "dx")
     with pytest.raises(ConfigError, match=r"--pos-label x is not among the values of column 'dx' \(mel, nv\)"):
         code_label(pd.Series(["mel", "nv"]), "dx", "x")
@@ -58,6 +58,24 @@ def test_logits_are_converted_only_where_nobody_named_the_column() -> None:
     with pytest.raises(TableError, match="they look like logits: add --logits"):
         code_scores({"s": logits}, logits=False, guess=False)
     assert code_scores({"s": pd.Series([0.1, 0.9])}, logits=False, guess=True)[1] == ""
+
+
+def test_a_stray_score_makes_no_logits_of_probabilities() -> None:
+    for stray in (-0.2, 1.3):
+        with pytest.raises(TableError, match="1 scores outside"):
+            code_scores({"p": pd.Series([0.1, 0.9, stray])}, logits=False, guess=True)
+    with pytest.raises(TableError, match="'a' has 2 scores outside"):
+        code_scores({"a": pd.Series([-2.0, 3.0]), "b": pd.Series([0.1, 0.9])}, logits=False, guess=True)
+
+
+def test_rounding_errors_of_probabilities_are_moved_to_the_end() -> None:
+    found, said = code_scores({"p": pd.Series([-1e-9, 0.5, 1.0000001])}, logits=False, guess=True)
+    assert (found[0].tolist(), said) == ([0, 0.5, 1], "")
+
+
+def test_booleans_take_their_own_words() -> None:
+    assert code_label(pd.Series([True, False]), "y", "True")[0].tolist() == [1, 0]
+    assert code_label(pd.Series([True, False]), "y", "false")[0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,10 +37,41 @@ def test_everything_is_recognised_and_said() -> None:
     assert any("Age is cut into q4 bins" in line for line in found.said)
 
 
-def test_nothing_is_said_of_what_was_named() -> None:
+def test_of_what_was_named_nothing_is_said_but_the_rest_that_was_recognised() -> None:
     asked = Request(("Label",), ("prob",), groups=("Sex",), pos_label="yes")
-    assert take_in(FRAME, asked).said == ("label 'Label': 'yes' is the positive class",)
+    done = "label 'Label': 'yes' is the positive class"
+    assert take_in(FRAME, asked).said == ("recognised by name: patient is 'Patient ID', split is 'fold'", done)
+    assert take_in(FRAME, replace(asked, patient="Patient ID", split="fold")).said == (done,)
     assert take_in(FRAME, Request(groups=())).attributes == ()
+
+
+def test_columns_without_text_names_and_twice() -> None:
+    numbered = FRAME.rename(columns={"Label": 0, "prob": 1, "Sex": 2})
+    assert take_in(numbered, Request(("0",), ("1",), groups=("2",))).attributes == ("2",)
+    with pytest.raises(TableError, match="has 2 columns named 'Sex'"):
+        take_in(pd.concat([FRAME, FRAME[["Sex"]]], axis=1), Request())
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Request(("y",), ("y",)), "'y' is given as the label and as its own score"),
+        (Request(("y",), ("p",), groups=("sex*y",)), "'y' is among the groups, but is the label or the score"),
+        (Request(("y",), ("p",), groups=("age",), bins={"age": 4}), "must be edges, as 0,60,200, or quantiles"),  # type: ignore[dict-item]
+    ],
+)
+def test_one_column_has_one_role(asked: Request, words: str) -> None:
+    frame = pd.DataFrame({"y": [0, 1] * 5, "p": 0.5, "sex": "f", "age": range(10)})
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        take_in(frame, asked)
+
+
+def test_values_that_may_mean_missing_are_named() -> None:
+    frame = FRAME.assign(Sex=np.where(np.arange(N) < 3, "Unknown", FRAME["Sex"]), Age=np.where(np.arange(N) < 4, -1, FRAME["Age"]))
+    found = take_in(frame, Request())
+    assert any("attribute 'Sex': 'Unknown' (3 rows) may stand for a missing value" in line for line in found.said)
+    assert any("attribute 'Age': '-1' (4 rows) may stand for a missing value, but is cut into bins" in line for line in found.notes)
+    assert not any("may stand for" in line for line in take_in(FRAME, Request()).said)
 
 
 def test_quantiles_are_of_the_judged_patients() -> None:

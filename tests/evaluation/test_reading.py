@@ -64,6 +64,7 @@ def test_leading_zeros_stay_and_other_numbers_are_numbers(tmp_path: Path) -> Non
         ("a.csv", b"y p sex\n1 0.5 f\n", "one column only, named 'y p sex'"),
         ("a.csv", b"y,p,sex\n1;0.5;f\n", "separated by commas and its rows by semicolons"),
         ("a.csv", b"y,p\n1,0.5,f\n", "more fields than its header"),
+        ("a.csv", b"y,p,sex\n1,0.5,f,7\n0,0.2,m,9\n", "more fields than its header"),
         ("a.csv", b"y,p,sex\n1,0.5,f\n1,0.5,f,x\n", "line 3 has 4 fields, the lines before it 3"),
         ("a.csv", b"y,p,y\n1,0.5,1\n", "2 columns named 'y'"),
         ("a.csv.gz", gzip.compress(b"y,p\n1,0.5\n")[:20], "cut off or damaged"),

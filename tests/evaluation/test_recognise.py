@@ -67,6 +67,27 @@ def test_several_labels() -> None:
     assert find_outcome(pd.DataFrame({"a": Y, "b": Y, "p_a": P, "p_b": P}), ["b", "a"]).scores == ("p_b", "p_a")
 
 
+def test_one_score_named_after_the_positive_text() -> None:
+    frame = pd.DataFrame({"dx": np.where(Y, "malignant", "benign"), "probability_malignant": P})
+    assert find_outcome(frame).scores == ("probability_malignant",)
+    with pytest.raises(ConfigError, match="no score column"):
+        find_outcome(frame.rename(columns={"probability_malignant": "probability_benign"}))
+    names = np.where(Y, "mel", "nv")
+    assert find_outcome(pd.DataFrame({"dx": names, "p_mel": P}), pos_label="mel").scores == ("p_mel",)
+
+
+def test_a_decision_column_is_no_class() -> None:
+    frame = pd.DataFrame({"truth": Y, ".pred_1": P, ".pred_0": 1 - P, ".pred_class": Y})
+    assert (find_outcome(frame).scores, find_outcome(frame).classes) == ((".pred_1",), ())
+
+
+@pytest.mark.parametrize("name", ["phase", "Set", "dataset"])
+def test_a_split_without_test_rows_is_not_passed_over(name: str) -> None:
+    frame = pd.DataFrame({"y": Y, name: np.where(Y, "Train", "Val")})
+    assert find_single(frame, ["y"], None, None).split == name
+    assert find_single(frame.assign(**{name: "nih"}), ["y"], None, None).split is None
+
+
 def test_classes() -> None:
     frame = pd.DataFrame({"dx": DX, "p_mel": P, "p_nv": P, "p_bkl": P})
     assert find_outcome(frame).classes == ("mel", "nv", "bkl")

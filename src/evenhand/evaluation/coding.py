@@ -11,7 +11,7 @@ import pandas as pd
 
 from evenhand.data.groups import number_key
 from evenhand.errors import ConfigError, TableError
-from evenhand.evaluation.predictions import binary_column, finite_column, looks_like_logits, score_column
+from evenhand.evaluation.predictions import beyond, binary_column, finite_column, score_column
 
 PAIRS = (
     ("yes", "no"), ("y", "n"), ("positive", "negative"), ("pos", "neg"), ("+", "-"), ("true", "false"), ("t", "f"), ("case", "control"),
@@ -69,6 +69,7 @@ def code_label(values: pd.Series, name: str, pos_label: str | None = None) -> tu
     """
     if pd.api.types.is_bool_dtype(values):
         values = values.astype("Int64")
+        pos_label = {"true": "1", "false": "0"}.get(str(pos_label).casefold(), pos_label)
     found = label_values(values)
     positive = positive_of(found) if pos_label is None else pos_label
     if pos_label is not None and found and pos_label not in found:
@@ -80,7 +81,8 @@ def code_label(values: pd.Series, name: str, pos_label: str | None = None) -> tu
         texts = value_texts(values)
         raise TableError(
             f"column '{name}' has {int((texts != '').sum())} values that are not 0 or 1 ({_listed(found)}); "
-            f"say which is the positive class, as --pos-label {_shell(found[-1])}, or code the label as 0 and 1"
+            f"say which is the positive class, as --pos-label {' or --pos-label '.join(map(_shell, found[:2]))}, "
+            "or code the label as 0 and 1"
         )
     texts = value_texts(values)
     coded: Floats = np.asarray(texts == positive, dtype=np.float64) if positive else np.zeros(len(texts))
@@ -92,7 +94,8 @@ def code_scores(columns: Mapping[str, pd.Series], *, logits: bool, guess: bool, 
     """Score columns of one scale as probabilities, and a sentence about what was done (empty: nothing).
 
     - ``logits``: a sigmoid of every column; with ``softmax``, over the columns: exp(s_k) / sum_j exp(s_j).
-    - ``guess``: the same where scores lie outside [0, 1] on both sides of 0, or are named logits; nobody named the columns.
+    - ``guess``: the same where every column has scores outside [0, 1] and they reach from below -1 to above 1, or are named
+      logits; nobody named the columns. A stray -0.2 among probabilities makes no logits of them.
     - neither: scores outside [0, 1] are refused, and named as logits where they look like them.
 
     Args:
@@ -105,7 +108,8 @@ def code_scores(columns: Mapping[str, pd.Series], *, logits: bool, guess: bool, 
         TableError: empty or infinite scores, percentages, scores that are neither probabilities nor logits.
     """
     numbers = {name: finite_column(values, name) for name, values in columns.items()}
-    outside = any(bool(((column < 0) | (column > 1)).any()) for column in numbers.values())
+    beyonds = [bool(beyond(column).any()) for column in numbers.values()]
+    outside = any(beyonds)
     together = np.concatenate(list(numbers.values()))
     named = guess and not logits and all("logit" in name.lower() for name in numbers)
     if named and not outside:
@@ -113,7 +117,7 @@ def code_scores(columns: Mapping[str, pd.Series], *, logits: bool, guess: bool, 
         raise TableError(
             f"column '{first}' is named as logits but lies in [0, 1]; say --logits if it holds logits, or --score {first} if probabilities"
         )
-    if not logits and not named and not (guess and outside and looks_like_logits(together)):
+    if not logits and not named and not (guess and all(beyonds) and together.min() < -1 and together.max() > 1):
         return [score_column(pd.Series(column), name) for name, column in numbers.items()], ""
     names = _listed([f"'{name}'" for name in numbers])
     said = f"scores in {names} (from {together.min():g} to {together.max():g}) {'are' if logits or named else 'look like'} logits"

@@ -14,6 +14,7 @@ from evenhand.data.groups import measured, quantile_edges, quantile_groups
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.cohort import split_rows
 from evenhand.evaluation.columns import coded_frame, is_quantiles, split_column
+from evenhand.evaluation.doubts import doubtful, unused_splits
 from evenhand.evaluation.predictions import GROUP_SUFFIX, need_column
 from evenhand.evaluation.recognise import MOST_VALUES, Attributes, Outcome, find_attributes, find_outcome, find_single, is_measured
 
@@ -87,7 +88,7 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
     """
     if frame.empty:
         raise TableError("the table has no rows; an audit needs at least one row an image")
-    frame = frame.reset_index(drop=True)
+    frame = _named_columns(frame.reset_index(drop=True))
     groups, bins = _shorthand(frame, asked)
     outcome = None if asked.values else _outcome(frame, asked)
     columns = asked.values if outcome is None else (*outcome.labels, *outcome.scores, *outcome.preds.values())
@@ -102,6 +103,7 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
         coded, classes, done = coded_frame(
             frame, outcome, logits=asked.logits, guess=not asked.score, pos_label=asked.pos_label
         )
+    _check_roles(outcome, parts)
     coded = coded.assign(**_single_columns(frame, single.patient, single.split, single.image))
     _check_bins(bins, found.names)
     coded, quantiles = _quantiles(coded, frame, found.names, bins)
@@ -110,6 +112,8 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
     unused = _unused(frame, [*taken, *found.names])
     cut = [f"{name} is cut into {item['bins']} bins at {_numbers(item['edges'])}{_why(item)}" for name, item in quantiles.items()]
     passed = [f"attribute '{name}' is not audited: {why}" for name, why in found.passed.items()]
+    doubts = doubtful(coded, found.names, edges, set(quantiles), single.patient)
+    doubts += [] if single.split else unused_splits(frame, unused)
     record = {"roles": roles, "unused": unused, "passed_over": dict(found.passed), "quantile_bins": quantiles, "coded": done}
     return Intake(
         coded,
@@ -117,10 +121,31 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
         tuple(classes),
         found.names,
         edges,
-        _said(roles, unused, [*cut, *passed, *done]),
-        tuple(done + cut),
+        _said(roles, unused, [*cut, *passed, *done, *doubts]),
+        tuple(done + cut + doubts),
         record,
     )
+
+
+def _named_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns named by text, each once."""
+    names = [str(name) for name in frame.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TableError(f"the table has {names.count(twice)} columns named '{twice}'; rename or remove one of them")
+    return frame if names == list(frame.columns) else frame.set_axis(names, axis=1)
+
+
+def _check_roles(outcome: Outcome | None, parts: Sequence[str]) -> None:
+    """A label is not its own score, and neither is an attribute."""
+    if outcome is None:
+        return
+    both = next((name for name in outcome.labels if name in (*outcome.scores, *outcome.preds.values())), None)
+    if both is not None:
+        raise ConfigError(f"column '{both}' is given as the label and as its own score or decision; name another --score or --label")
+    role = next((name for name in parts if name in (*outcome.labels, *outcome.scores)), None)
+    if role is not None:
+        raise ConfigError(f"column '{role}' is among the groups, but is the label or the score; leave it out of --groups")
 
 
 def _outcome(frame: pd.DataFrame, asked: Request) -> Outcome:
@@ -156,7 +181,7 @@ def _shorthand(frame: pd.DataFrame, asked: Request) -> tuple[tuple[str, ...] | N
     """Attributes and bins, with ``age=q4`` among the attributes taken apart."""
     bins = dict(asked.bins)
     for name, value in bins.items():
-        if isinstance(value, str) and not is_quantiles(value):
+        if np.ndim(value) == 0 and not (isinstance(value, str) and is_quantiles(value)):
             raise ConfigError(f"bins of '{name}' are '{value}', but must be edges, as 0,60,200, or quantiles, as q4")
     if asked.groups is None:
         return None, bins
@@ -250,7 +275,9 @@ def _said(roles: Mapping[str, Mapping[str, Any]], unused: Sequence[str], more: S
     """What was recognised, one line a role; nothing where label, score and groups were all given."""
     main = [roles[role]["how"] for role in ("label", "score", "groups", "value") if role in roles]
     if all(how == "given" for how in main):
-        return tuple(more)
+        single = {role: roles[role] for role in ("patient", "split") if role in roles}
+        guessed = [f"{role} is '{item['columns'][0]}'" for role, item in single.items() if item["how"] != "given" and item["columns"]]
+        return (f"recognised by name: {', '.join(guessed)}", *more) if guessed else tuple(more)
     lines = ["columns recognised by name (options such as --label win):"]
     for role, item in roles.items():
         given = " (given)" if item["how"] == "given" else ""

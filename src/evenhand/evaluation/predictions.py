@@ -21,6 +21,9 @@ from evenhand.files import write_atomic, write_text
 Kind = Literal["binary", "multiclass", "multilabel"]
 GROUP_SUFFIX = "__group"
 
+ROUNDING = 1e-6
+"""So far outside [0, 1] a score is a rounding error: a softmax in single precision gives 1.0000001."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -214,20 +217,31 @@ def binary_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
 
 
 def score_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
-    """A column of probabilities.
+    """A column of probabilities; what rounding left outside [0, 1], at most `ROUNDING`, is moved to its end.
 
     Raises:
         TableError: empty, infinite or text values, or values outside [0, 1] (logits and percentages are named as such).
     """
     numbers = finite_column(values, name)
-    outside = (numbers < 0) | (numbers > 1)
+    outside = beyond(numbers)
     if outside.any():
         rows = np.flatnonzero(outside)
         raise TableError(
             f"column '{name}' has {len(rows)} scores outside [0, 1] (from {numbers.min():g} to {numbers.max():g}); {_advice(numbers)}",
             [f"row {row + 1}: {name} is {numbers[row]:g}" for row in rows],
         )
-    return numbers
+    return np.clip(numbers, 0, 1)
+
+
+def beyond(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which numbers are no probabilities: outside [0, 1] by more than single precision explains.
+
+    Example:
+        >>> beyond(np.array([-0.1, -1e-9, 1.0000001, 1.1])).tolist()
+        [True, False, False, True]
+    """
+    found: npt.NDArray[np.bool_] = (numbers < -ROUNDING) | (numbers > 1 + ROUNDING)
+    return found
 
 
 def finite_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
@@ -254,10 +268,14 @@ def looks_like_logits(numbers: npt.NDArray[np.float64]) -> bool:
 
 def _advice(numbers: npt.NDArray[np.float64]) -> str:
     """What scores outside [0, 1] seem to be, and what to do."""
+    if looks_like_logits(numbers) and numbers.max() <= 1 and numbers.min() > -1:
+        return "correct them, or add --logits (Python: logits=True) if they are logits"
     if looks_like_logits(numbers):
         return "they look like logits: add --logits (Python: logits=True) to turn them into probabilities"
     if (numbers < 0).any():
         return "they look like logits or log-probabilities: add --logits (Python: logits=True) for logits, or take their exponential first"
+    if numbers.max() <= 2:
+        return "correct them, or add --logits (Python: logits=True) if they are logits"
     if numbers.max() <= 100:
         return "they look like percentages: divide them by 100"
     return "scale them to [0, 1], or add --logits (Python: logits=True) if they are logits"

@@ -128,24 +128,29 @@ def _read_delimited(raw: bytes, file: Path, text: Sequence[str]) -> pd.DataFrame
         raise InputError(
             f"{file} has one column only, named '{header[:60]}'; columns must be separated by commas, semicolons or tabs"
         )
-    _check_header(header, separator, file)
+    _check_header(header, rest, separator, file)
     sample = rest[:65536]
     comma = separator == ";" and re.search(rb"[;\n]-?\d+,\d", sample) and not re.search(rb"[;\n]-?\d+\.\d", sample)
     decimal = "," if comma else "."
     frame = pd.read_csv(
         io.BytesIO(body), sep=separator, decimal=decimal, keep_default_na=False, na_values=[""], encoding="utf-8", low_memory=False
     )
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(f"{file} cannot be read: its rows have more fields than its header; every row needs as many fields as the header")
+    frame.columns = frame.columns.str.strip()
     _check_rows(frame, separator, file)
     return _with_codes(frame, body, separator, text)
 
 
-def _check_header(header: str, separator: str, file: Path) -> None:
+def _check_header(header: str, rest: bytes, separator: str, file: Path) -> None:
     names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{file} has {names.count(twice)} columns named '{twice}'; rename or remove one of them")
+    row = next(csv.reader(rest[:65536].decode("utf-8", errors="ignore").splitlines(), delimiter=separator), [])
+    if len(row) > len(names):
+        raise InputError(
+            f"{file} cannot be read: its rows have more fields than its header ({len(row)} and {len(names)}); "
+            "every row needs as many fields as the header"
+        )
 
 
 def _check_rows(frame: pd.DataFrame, separator: str, file: Path) -> None:

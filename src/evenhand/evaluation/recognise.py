@@ -34,15 +34,23 @@ PATIENTS: Tiers = (
     ("patientid",),
     ("patient", "subjectid", "subject", "pid", "participantid", "participant", "personid", "patientnumber", "mrn"),
 )
-SPLITS: Tiers = (("split",), ("fold", "set", "partition", "subset", "dataset"))
+SPLITS: Tiers = (
+    ("split",),
+    ("fold", "set", "partition", "subset", "dataset", "datasplit", "splitname", "splittype", "settype", "datasettype", "imageset",
+     "traintest", "trainvaltest", "traintestsplit", "phase", "mode", "stage", "usage"),
+)  # fmt: skip
 IMAGES: Tiers = (("image",), ("imageid", "imagepath", "imagename", "imageindex", "img", "filename", "filepath", "file", "path", "dicomid"))
-ATTRIBUTES = frozenset({
-    "sex", "gender", "age", "agegroup", "agebin", "agerange", "ageband", "race", "ethnicity", "ethnicgroup", "raceethnicity", "site",
-    "scanner", "skintype", "skintone", "fitzpatrick", "fitzpatrickskintype", "fitzpatricktype", "monkskintone", "insurance",
-    "insurancetype", "language", "patientsex", "patientgender", "patientage", "patientrace", "sexatbirth", "hospital", "institution",
-    "center", "centre", "manufacturer", "vendor", "maritalstatus",
+AGES = frozenset({
+    "age", "patientage", "ageyears", "ageyrs", "ageinyears", "patientageyears", "ageapprox", "anchorage", "ageatscan", "ageatexam",
+    "ageatstudy", "ageatimaging", "ageatdiagnosis",
 })  # fmt: skip
-NOMINAL = ATTRIBUTES - {"age", "patientage"}
+ATTRIBUTES = AGES | frozenset({
+    "sex", "gender", "biologicalsex", "agegroup", "agebin", "agerange", "ageband", "race", "ethnicity", "ethnicgroup", "raceethnicity",
+    "site", "scanner", "skintype", "skintone", "fitzpatrick", "fitzpatrickskintype", "fitzpatricktype", "monkskintone", "insurance",
+    "insurancetype", "language", "patientsex", "patientgender", "patientrace", "sexatbirth", "hospital", "institution", "center",
+    "centre", "manufacturer", "vendor", "maritalstatus",
+})  # fmt: skip
+NOMINAL = ATTRIBUTES - AGES
 """Attributes whose numbers are codes: never cut into quantile bins."""
 
 LABEL_PREFIXES = frozenset({"ytrue", "label", "target", "true", "truth", "gt", "groundtruth", "y"})
@@ -52,7 +60,9 @@ SCORE_PREFIXES = frozenset(
 )  # fmt: skip
 SPLIT_WORDS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "holdout": "test", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "tune": "val", "tuning": "val",
+    "validation": "val", "dev": "val", "tune": "val", "tuning": "val", "tr": "train", "trn": "train", "te": "test", "tst": "test",
+    "train set": "train", "training set": "train", "train_set": "train", "trainset": "train", "test set": "test", "testing set": "test",
+    "test_set": "test", "testset": "test", "validation set": "val", "val set": "val", "validation_set": "val", "val_set": "val",
 }  # fmt: skip
 
 
@@ -144,6 +154,8 @@ def find_outcome(frame: pd.DataFrame, labels: Sequence[str] = (), scores: Sequen
         return _single(frame, label, score, given=bool(labels))
     if label is not None and (family := _class_columns(frame, label, numeric)):
         return _class_outcome(frame, label, family, pos_label)
+    if label is not None and score is None and (score := _of_positive(frame, label, numeric, pos_label)):
+        return _single(frame, label, score, given=bool(labels))
     if not labels and not scores and (several := _label_family(frame, free, numeric)):
         return several
     if label is not None and (text := pick([name for name in free if name != label], SCORES, "score", "--score")):
@@ -197,6 +209,13 @@ def _named(numeric: Sequence[str], label: str) -> str | None:
     return found[0] if found else None
 
 
+def _of_positive(frame: pd.DataFrame, label: str, numeric: Sequence[str], pos_label: str | None) -> str | None:
+    """``prob_malignant`` for a label of malignant and benign."""
+    values = label_values(frame[label])
+    positive = pos_label if pos_label in values else positive_of(values)
+    return None if positive is None or len(values) > 2 else _named(numeric, positive)
+
+
 def _stems(name: str, prefixes: frozenset[str]) -> list[tuple[str, str]]:
     """(what is cut off, what is left) for every prefix, and every suffix, of a name that is one of ``prefixes``.
 
@@ -226,7 +245,9 @@ def _families(columns: Iterable[str], prefixes: frozenset[str]) -> dict[str, dic
 def _class_columns(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> dict[str, str]:
     """Class -> score column, where every value of the label has one; empty where there are none."""
     values = label_values(frame[label])
-    families = _families(numeric, SCORE_PREFIXES)
+    # pred_class beside pred_0 and pred_1 is a decision, not the score of a class
+    scored = [name for name in numeric if not any(squeeze(stem) in ("class", "label") for _, stem in _stems(name, SCORE_PREFIXES))]
+    families = _families(scored, SCORE_PREFIXES)
     families["*"] = {name: name for name in numeric if name in values}
     fitting = {pattern: columns for pattern, columns in families.items() if len(columns) > 1 and values and set(values) <= set(columns)}
     if len(fitting) > 1:
@@ -300,7 +321,7 @@ def find_single(frame: pd.DataFrame, taken: Iterable[str], patient: str | None, 
     free = [str(name) for name in frame.columns if name not in {*taken, patient, split}]
     return Single(
         patient or pick(free, PATIENTS, "patient", "--patient"),
-        split or pick(free, SPLITS, "split", "--split", lambda name: name == "split" or _says_test(frame[name])),
+        split or pick(free, SPLITS, "split", "--split", lambda name: name == "split" or says_split(frame[name])),
         pick(free, IMAGES, "image", "another name") if "image" in free else _first_image(free),
     )
 
@@ -310,9 +331,10 @@ def _first_image(free: Sequence[str]) -> str | None:
     return next((name for name in free if squeeze(name) in IMAGES[1]), None)
 
 
-def _says_test(values: pd.Series) -> bool:
+def says_split(values: pd.Series) -> bool:
+    """Whether a column holds nothing but words such as train, val and test; also without test, so that it is not passed over."""
     words = {value.casefold() for value in label_values(values)} if values.nunique() <= len(SPLIT_WORDS) else set()
-    return bool(words) and words <= set(SPLIT_WORDS) and any(SPLIT_WORDS[word] == "test" for word in words)
+    return bool(words) and words <= set(SPLIT_WORDS)
 
 
 def find_attributes(frame: pd.DataFrame, taken: Iterable[str], max_groups: int) -> Attributes:

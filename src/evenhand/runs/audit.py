@@ -207,6 +207,8 @@ def configured(config: AuditConfig | None, options: Mapping[str, Any]) -> AuditC
         value, choices, low = getattr(config, item.name), item.metadata.get("choices"), item.metadata.get("low")
         if choices and value not in choices:
             raise ConfigError(f"{item.name} is '{value}', but must be one of {', '.join(choices)}")
+        if low is not None and not isinstance(value, (int, float)):
+            raise ConfigError(f"{item.name} is {value!r}, but must be a number")
         if low is not None and not value >= low:
             raise ConfigError(f"{item.name} is {value}, but must be at least {low:g}")
     return config

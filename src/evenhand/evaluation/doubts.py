@@ -1,0 +1,76 @@
+"""What looks like something else: words and numbers that stand for a missing value, and a split that nobody took for one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from evenhand.evaluation.coding import value_texts
+from evenhand.evaluation.predictions import GROUP_SUFFIX
+from evenhand.evaluation.recognise import says_split
+
+WORDS = frozenset({
+    "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "u", "?", ".", "missing", "not reported", "not available",
+    "not known", "not recorded", "not specified", "unspecified", "undetermined", "refused", "declined", "patient refused",
+    "patient declined", "declined to answer", "prefer not to say", "unable to obtain",
+})  # fmt: skip
+"""Texts that mean a missing value in many tables, compared without case."""
+
+CODES = frozenset({"-1", "-9", "-99", "-999", "99", "999", "9999"})
+"""Numbers that do so among codes; of measurements only those below 0, and 999 and 9999."""
+
+
+def doubtful(
+    frame: pd.DataFrame, attributes: Iterable[str], edges: Mapping[str, Any], measured: Collection[str], patient: str | None
+) -> list[str]:
+    """Sentences about values that may mean "missing"; they are judged as they stand, because only the user can know.
+
+    Args:
+        frame: the table.
+        attributes: attributes, joint ones as ``sex*age``.
+        edges: attributes with bins, whose edges refuse what is outside.
+        measured: attributes that are cut at their quantiles.
+        patient: the column of patient ids.
+
+    Example:
+        >>> doubtful(pd.DataFrame({"sex": ["f", "m", "U"]}), ["sex"], {}, (), None)[0][:56]
+        "attribute 'sex': 'U' (1 row) may stand for a missing val"
+    """
+    said = []
+    for name in dict.fromkeys(part for attribute in attributes for part in attribute.split("*")):
+        column = name if name in measured else f"{name}{GROUP_SUFFIX}"
+        column = column if column in frame.columns else name
+        if name in edges or column not in frame.columns:
+            continue
+        if found := _found(frame[column], name in measured):
+            what = "is cut into bins as a number" if name in measured else "is a group like any other and enters gaps"
+            said.append(f"attribute '{name}': {found} may stand for a missing value, but {what}; empty cells count as missing")
+    if patient is not None and (found := _found(frame[patient], False)):
+        said.append(f"column '{patient}': {found} may stand for an unknown patient, but counts as one; leave such cells empty")
+    return said
+
+
+def _found(values: pd.Series, measured: bool) -> str:
+    """The doubtful values with their rows, as a text."""
+    counts = values.value_counts()
+    texts = value_texts(pd.Series(counts.index))
+    shown = [f"'{text}' ({n} row{'s' * (n > 1)})" for text, n in zip(texts, counts, strict=True) if _is_doubtful(str(text), measured)]
+    return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
+
+
+def _is_doubtful(text: str, measured: bool) -> bool:
+    if measured:
+        return text in ("999", "9999") or text.startswith("-")
+    return text.casefold() in WORDS or text in CODES
+
+
+def unused_splits(frame: pd.DataFrame, unused: Sequence[str]) -> list[str]:
+    """Columns that hold train, val and test, but whose name does not say that they are a split: training rows would be judged."""
+    texts = [name for name in unused if not pd.api.types.is_numeric_dtype(frame[name])]
+    return [
+        f"column '{name}' reads like a split, but is not used, so that all rows are judged; to judge test rows only say --split {name}"
+        for name in texts
+        if says_split(frame[name])
+    ]
