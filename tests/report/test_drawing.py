@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -40,3 +41,21 @@ def test_every_mark_has_its_own_shape_and_words_are_escaped() -> None:
     assert root.get("aria-labelledby") == "fig-t fig-d"
     assert [root.find(f"{space}{tag}").text for tag in ("title", "desc")] == ['a "summary" <x>', 'a "summary" <x>. 1 < 2']  # type: ignore[union-attr]
     assert root[-1].text == '<b> & "c"'
+
+
+@given(st.lists(st.tuples(st.floats(0, 700), st.floats(-20, 700)), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_steps_of_a_path_lead_to_its_corners(places: list[tuple[float, float]]) -> None:
+    sheet = Drawing(9, 9)
+    sheet.line(places, "black")
+    (path,) = re.findall(r' d="([^"]*)"', sheet.parts[0])
+    x = y = 0.0
+    reached = []
+    for kind, rest in re.findall(r"([Mlhv])([^Mlhv]*)", path):
+        numbers = [float(text) for text in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", rest)]
+        for step in zip(numbers[::2], numbers[1::2], strict=True) if kind in "Ml" else [(n, 0) if kind == "h" else (0, n) for n in numbers]:
+            x, y = x + step[0], y + step[1]
+            reached.append((x, y))
+    assert reached[-1] == pytest.approx(places[-1], abs=0.051)
+    assert min(a for a, _ in reached) == pytest.approx(min(a for a, _ in places), abs=0.051)
+    assert max(b for _, b in reached) == pytest.approx(max(b for _, b in places), abs=0.051)

@@ -53,6 +53,7 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
         facts: data, model, method and other facts that audit.json does not hold.
     """
     many = len(audit["labels"]) > summary.FEW_LABELS
+    audit = {**audit, "labels": {name: _shown_block(name, block, audit) for name, block in audit["labels"].items()}}
     rows = None if predictions is None else curve_pictures.audited_rows(predictions, audit)
     labels = [_label_view(f"label-{i}", name, block, audit, rows, many) for i, (name, block) in enumerate(audit["labels"].items())]
     return {
@@ -67,6 +68,21 @@ def audit_page(audit: Json, predictions: pd.DataFrame | None, facts: Mapping[str
         "made": _made(audit, predictions is not None),
         "contents": _contents(labels, many),
     }
+
+
+def _shown_block(name: str, block: Json, audit: Json) -> Json:
+    """A label as it is shown: the mean over classes has no positive cases of its own."""
+    if not (audit.get("kind") == "multiclass" and name == summary.MACRO):
+        return block
+    attributes = {
+        key: {**attribute, "groups": {group: _uncounted(values) for group, values in attribute["groups"].items()}}
+        for key, attribute in block["attributes"].items()
+    }
+    return {**block, "overall": _uncounted(block["overall"]), "attributes": attributes}
+
+
+def _uncounted(values: Json) -> Json:
+    return {key: value for key, value in values.items() if key != "n_positive"}
 
 
 def _definitions(audit: Json) -> list[words.Measure]:
@@ -106,12 +122,12 @@ def _label_view(key: str, name: str, block: Json, audit: Json, rows: tuple[pd.Da
     level = 1 - float(audit.get("provenance", {}).get("confidence", 0.95))
     found = [
         Section(f"{key}-all", "Everyone", _everyone(block, sure)),
-        *_groups_sections(key, block),
+        *_groups_sections(key, block, many),
         _forest(key, name, block, sure),
         _curves(key, name, block, audit, rows, many),
         intersections.intersection_section(key, name, block, sure, round(level, 6)),
         evidence.missing_section(key, block),
-        explained.explained_section(key, block, sure),
+        explained.explained_section(key, block, sure, brief=many),
         evidence.power_section(key, block),
         harms.underdiagnosis_section(key, name, block, sure),
         harms.calibration_section(key, block),
@@ -131,10 +147,10 @@ def _everyone(block: Json, sure: str) -> tuple[Part, ...]:
     return first, Part(table=table, caption=fold, classes="narrow", fold=fold)
 
 
-def _groups_sections(key: str, block: Json) -> list[Section]:
+def _groups_sections(key: str, block: Json, many: bool) -> list[Section]:
     sections = []
     for i, (name, attribute) in enumerate(block["attributes"].items()):
-        parts = groups_sections.performance_parts(f"{key}-{i}", name, attribute, block["overall"])
+        parts = groups_sections.performance_parts(f"{key}-{i}", name, attribute, block["overall"], brief=many)
         sections.append(Section(f"{key}-{i}", f"By {words.group_label(name, name)}", tuple(parts)))
     return sections
 
@@ -185,7 +201,7 @@ def _facts(audit: Json, facts: Mapping[str, str]) -> list[tuple[str, str]]:
     pairs += [(name.capitalize(), str(made[name])) for name in ("data", "model", "method", "split") if made.get(name) and name not in named]
     pairs += [("Images audited", words.count(audit["n"])), ("Patients", words.count(audit["n_patients"]))]
     pairs += [
-        ("Labels", words.listing(list(audit["labels"]), 5)),
+        ("Labels", words.listing(list(summary.single(audit)), 5)),
         ("Task", str(audit.get("kind", "")).replace("multilabel", "multi-label").replace("multiclass", "multi-class")),
     ]
     attributes = list(dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]))

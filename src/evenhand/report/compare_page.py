@@ -133,7 +133,7 @@ def _summary(compare: Json) -> list[summary.Item]:
     times = compare.get("provenance", {}).get("bootstrap")
     certainty = (
         f"Ranges are {sure} intervals from resampling patients{f' {words.count(times)} times' if times else ''}; "
-        "changes are paired, patient by patient. "
+        "changes are paired, patient by patient, and not corrected for how many there are: of many, some exclude 0 by chance. "
         "SD is the spread over seeds: how much training alone moves a number."
     )
     return [
@@ -145,7 +145,8 @@ def _summary(compare: Json) -> list[summary.Item]:
             "What cannot be said",
             (
                 "A change whose interval includes 0 is neither shown nor ruled out. A smaller "
-                "gap is no gain for anyone if it comes from a group that got worse.",
+                "gap is no gain for anyone if it comes from a group that got worse. Where TPR and FPR of a group rise or fall "
+                "together, more or fewer of its cases are called positive; AUC says whether they are also ranked better.",
             ),
         ),
     ]
@@ -159,7 +160,7 @@ def _overall_points(compare: Json) -> list[tuple[str, str]]:
         for run in (r["name"] for r in compare["runs"]):
             auc = block["overall"].get(run, {}).get("auc")
             gaps = [
-                f"{words.number(gap['value'], 2)} by {words.group_label(name, name)}"
+                f"{_brief(gap)} by {words.group_label(name, name)}"
                 for name, attribute in block["attributes"].items()
                 if words.estimable(gap := attribute["gaps"].get(run, {}).get("equalized_odds"))
             ]
@@ -169,9 +170,15 @@ def _overall_points(compare: Json) -> list[tuple[str, str]]:
     return points
 
 
+def _brief(gap: Json) -> str:
+    """'0.20 (0.10 to 0.33)'."""
+    limits = [words.number(gap.get(end), 2) for end in ("lower", "upper")]
+    return words.number(gap["value"], 2) + (f" ({' to '.join(limits)})" if all(limits) else "")
+
+
 def _gain_points(compare: Json) -> list[tuple[str, str]]:
     """Gains and losses per attribute; with many labels only how many there are."""
-    points, counts = [], {"gained": 0, "lost": 0}
+    points, counts, total = [], {"gained": 0, "lost": 0}, 0
     for label, block in compare["labels"].items():
         for name, attribute in block["attributes"].items():
             lead = (
@@ -185,8 +192,10 @@ def _gain_points(compare: Json) -> list[tuple[str, str]]:
                     for metric in SAID:
                         side = direction(metric, metrics.get(metric))
                         counts[side] = counts[side] + 1 if side else counts.get(side, 0)
+                        total += words.estimable(metrics.get(metric))
     if len(points) > 12:
-        return [("Group measures:", f"{counts['gained']} clearly better, {counts['lost']} clearly worse; see each attribute below.")]
+        said = f"{counts['gained']} clearly better, {counts['lost']} clearly worse of {total} changes in AUC, TPR and FPR"
+        return [("Group measures:", f"{said}; see each attribute below.")]
     return points or [("", "There is one run only, so nothing changed.")]
 
 

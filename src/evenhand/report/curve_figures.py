@@ -73,11 +73,11 @@ def reliability(groups: Sequence[Shown], *, key: str, summary: str, note: str = 
         bins, style = group.curves.reliability, group.style or 0
         shift = step * (i - (len(named) - 1) / 2)
         if len(named) <= MOST_BANDS:
-            for x, low, high in zip(bins.score, bins.lower, bins.upper, strict=True):
-                axes.line((x + shift, x + shift), (low, high), COLOURS[style], 0.9)
+            bars = zip(bins.score + shift, bins.lower, bins.upper, strict=True)
+            sheet.lines(([axes.at(float(x), float(low)), axes.at(float(x), float(high))] for x, low, high in bars), COLOURS[style], 0.9)
         axes.line(bins.score + shift, bins.observed, COLOURS[style], 1.2, LINES[style])
-        for x, y in zip(bins.score, bins.observed, strict=True):
-            axes.mark(float(x) + shift, float(y), MARKERS[style], 5.5, COLOURS[style], edge="white")
+        places = [axes.at(float(x), float(y)) for x, y in zip(bins.score + shift, bins.observed, strict=True)]
+        sheet.marks(places, MARKERS[style], 5.5, COLOURS[style], "white")
     _legend(sheet, groups, note)
     return sheet.svg(summary, key)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from math import ceil, cos, floor, log10, pi, sin
 
 INK, MUTED, RULE, PALE = "#1c2733", "#5b6773", "#c9d1d8", "#eef2f5"
@@ -49,25 +50,33 @@ class Drawing:
 
     def line(self, places: Iterable[Place], colour: str, width: float = 1.0, dash: str = "") -> None:
         """A line through places."""
-        path = _path(places)
+        self.lines([places], colour, width, dash)
+
+    def lines(self, each: Iterable[Iterable[Place]], colour: str, width: float = 1.0, dash: str = "") -> None:
+        """Several lines of one look, written as one element; the sheet itself says that lines are not filled."""
+        path = "".join(_path(places) for places in each)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{_n(width)}"{dashed}/>')
+        self.parts.append(f'<path d="{path}" stroke="{colour}" stroke-width="{_n(width)}"{dashed}/>')
 
     def area(self, places: Iterable[Place], fill: str, edge: str = "none", opacity: float = 1.0) -> None:
         """A closed area; an opacity below 1 lets what lies beneath shine through its filling."""
         path = _path(places)
+        line = "" if edge == "none" else f' stroke="{edge}" stroke-width="0.8"'
         clear = "" if opacity == 1 else f' fill-opacity="{_n(opacity)}"'
-        self.parts.append(f'<path d="M{path}Z" fill="{fill}" stroke="{edge}" stroke-width="0.8"{clear}/>')
+        self.parts.append(f'<path d="{path}Z" fill="{fill}"{line}{clear}/>')
 
     def mark(self, place: Place, shape: str, size: float, face: str, edge: str) -> None:
         """A mark of a diameter."""
-        (x, y), r = place, size / 2
-        look = f'fill="{face}" stroke="{edge}"'
+        self.marks([place], shape, size, face, edge)
+
+    def marks(self, places: Iterable[Place], shape: str, size: float, face: str, edge: str) -> None:
+        """Marks of one look."""
+        look, r = f'fill="{face}" stroke="{edge}"', size / 2
         if not SHAPES[shape]:
-            self.parts.append(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(r)}" {look}/>')
+            self.parts += [f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(r)}" {look}/>' for x, y in places]
             return
-        path = "L".join(f"{_n(x + r * a)} {_n(y + r * b)}" for a, b in SHAPES[shape])
-        self.parts.append(f'<path d="M{path}Z" {look}/>')
+        path = "".join(_path(((x + r * a, y + r * b) for a, b in SHAPES[shape]), 100) + "Z" for x, y in places)
+        self.parts.append(f'<path d="{path}" {look}/>')
 
     def text(self, place: Place, words: str, *, size: float = 9, colour: str = INK, anchor: str = "start", style: str = "") -> None:
         """One line of words; ``anchor`` is start, middle or end, ``style`` 'italic' or 'up' (turned by a quarter)."""
@@ -75,7 +84,7 @@ class Drawing:
         more = "" if anchor == "start" else f' text-anchor="{anchor}"'
         more += ' font-style="italic"' if style == "italic" else ""
         more += f' transform="rotate(-90 {_n(x)} {_n(y)})"' if style == "up" else ""
-        self.parts.append(f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" fill="{colour}"{more}>{escape(words)}</text>')
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{_n(size)}" fill="{colour}"{more}>{escape(words)}</text>')
 
     def hatch(self, name: str, colour: str) -> str:
         """A fill of slanted lines, to be given as ``fill``; ``name`` is one that no other figure of the page has."""
@@ -90,7 +99,7 @@ class Drawing:
         name, words = escape(key), escape(title or summary.split(".")[0])
         head = (
             f'<svg role="img" aria-labelledby="{name}-t {name}-d" viewBox="0 0 {72 * self.width:.0f} {72 * self.height:.0f}" '
-            f'style="width:{96 * self.width:.0f}px" xmlns="http://www.w3.org/2000/svg">'
+            f'style="width:{96 * self.width:.0f}px" fill="none" xmlns="http://www.w3.org/2000/svg">'
             f'<title id="{name}-t">{words}</title><desc id="{name}-d">{escape(summary)}</desc>'
         )
         return head + "".join(self.parts) + "</svg>"
@@ -136,11 +145,11 @@ class Axes:
     def x_axis(self, ticks: Sequence[tuple[float, str]], title: str = "", grid: bool = False) -> None:
         """The lower edge with its ticks and, below, what is measured."""
         bottom = 72 * (self.top + self.height)
-        for value, words in ticks:
-            place = self.at(value, self.y[0])[0]
-            if grid:
-                self.drawing.line([(place, 72 * self.top), (place, bottom)], PALE, 0.8)
-            self.drawing.line([(place, bottom), (place, bottom + 3)], MUTED, 0.7)
+        places = [self.at(value, self.y[0])[0] for value, _ in ticks]
+        if grid:
+            self.drawing.lines(([(place, 72 * self.top), (place, bottom)] for place in places), PALE, 0.8)
+        self.drawing.lines(([(place, bottom), (place, bottom + 3)] for place in places), MUTED, 0.7)
+        for place, (_, words) in zip(places, ticks, strict=True):
             self.drawing.text((place, bottom + 12.5), words, size=8.5, colour=MUTED, anchor="middle")
         self.drawing.line([(72 * self.left, bottom), (72 * (self.left + self.width), bottom)], RULE, 0.8)
         if title:
@@ -149,11 +158,11 @@ class Axes:
     def y_axis(self, ticks: Sequence[tuple[float, str]], title: str = "", grid: bool = False, words: bool = True) -> None:
         """Ticks at the left edge and, turned, what is measured; a panel beside another needs no words."""
         left = 72 * self.left
-        for value, text in ticks:
-            height = self.at(0, value)[1]
-            if grid:
-                self.drawing.line([(left, height), (left + 72 * self.width, height)], PALE, 0.8)
-            self.drawing.line([(left - 3, height), (left, height)], MUTED, 0.7)
+        heights = [self.at(0, value)[1] for value, _ in ticks]
+        if grid:
+            self.drawing.lines(([(left, height), (left + 72 * self.width, height)] for height in heights), PALE, 0.8)
+        self.drawing.lines(([(left - 3, height), (left, height)] for height in heights), MUTED, 0.7)
+        for height, (_, text) in zip(heights, ticks, strict=True):
             if words:
                 self.drawing.text((left - 5, height + 3), text, size=8.5, colour=MUTED, anchor="end")
         if title:
@@ -179,9 +188,47 @@ def ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
     return [(value, f"{value + 0.0:.{digits}f}".replace("-", "−")) for value in numbers]
 
 
-def _path(places: Iterable[Place]) -> str:
-    """Corners to a tenth of a point: a seventh of a pixel on a screen."""
-    return "L".join(f"{x:.1f} {y:.1f}" for x, y in places).replace(".0", "")
+def _path(places: Iterable[Place], parts: int = 10) -> str:
+    """Corners to a tenth of a point, a seventh of a pixel on a screen: the first one, then steps from one to the next.
+
+    Steps are taken between rounded corners, so that roundings do not add up. A step along an axis is written as one, and steps
+    that go on straight along an axis are joined.
+
+    Example:
+        >>> _path([(1, 2), (1, 3.04), (1, 3.5), (2.25, 3), (2.25, 3)])
+        'M1 2v1.5l1.2-.5'
+        >>> _path([(5, 5), (5, 5)])
+        'M5 5h0'
+    """
+    corners = [(round(parts * x), round(parts * y)) for x, y in places]
+    steps: list[list[int]] = []
+    for (x, y), (to_x, to_y) in pairwise(corners):
+        across, down = to_x - x, to_y - y
+        if not (across or down):
+            continue
+        last = steps[-1] if steps else [0, 0]
+        on_down, on_across = across == last[0] == 0 and down * last[1] > 0, down == last[1] == 0 and across * last[0] > 0
+        if on_down or on_across:
+            last[0], last[1] = last[0] + across, last[1] + down
+        else:
+            steps.append([across, down])
+    (first_x, first_y), found, before = corners[0], [], ""
+    for across, down in steps:
+        kind = "h" if not down else "v" if not across else "l"
+        text = _tenths(across if across else down, parts)
+        if kind == "l":
+            other = _tenths(down, parts)
+            text += other if other.startswith("-") else f" {other}"
+        found.append(text if kind == before and text.startswith("-") else f" {text}" if kind == before else f"{kind}{text}")
+        before = kind
+    start = f"M{_tenths(first_x, parts)} {_tenths(first_y, parts)}"
+    return start + ("".join(found) or "h0")
+
+
+def _tenths(value: int, parts: int) -> str:
+    """A number of tenths (hundredths) as a length: 5 is '.5', -12 is '-1.2'."""
+    text = f"{value / parts:g}"
+    return text[1:] if text.startswith("0.") else f"-{text[2:]}" if text.startswith("-0.") else text
 
 
 def _n(value: float) -> str:

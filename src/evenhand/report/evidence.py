@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evenhand.report import tables, words
+from evenhand.report.groups_sections import REPEATS
 from evenhand.report.page import Part, Section
 from evenhand.report.tables import Cell, Row, Table
 
@@ -34,7 +35,7 @@ def _missing_parts(name: str, attribute: Json, block: Json) -> list[Part]:
     patients = next(iter(bounded.values()))["bounds"].get("n_missing_patients")
     text += f" {words.plural(patients, 'patient')} could belong to any group." if patients is not None else ""
     order = [m for m in FIRST if m in bounded] or list(bounded)
-    rest = [m for m in bounded if m not in order]
+    rest = [m for m in bounded if m not in order and REPEATS.get(m) not in bounded]
     caption = f"Bounds of each gap by {title}"
     parts = [Part(f"By {title}", text, table=_bounds_table(name, bounded, order), caption=caption)]
     if rest:

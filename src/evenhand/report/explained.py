@@ -23,13 +23,16 @@ PREVALENCE_HINT = (
 )
 FIRST = {"metrics": ("auc", "tpr", "fpr", "positive_rate"), "prevalence_matched": ("ppv", "npv", "average_precision", "net_benefit")}
 
+MIRRORS = {"fnr": "tpr", "tnr": "fpr"}
+"""One minus the other: its gaps are the same numbers."""
 
-def explained_section(key: str, block: Json, sure: str) -> Section | None:
-    """Gaps as they are, and after every group is given the same case mix or the same prevalence."""
+
+def explained_section(key: str, block: Json, sure: str, *, brief: bool = False) -> Section | None:
+    """Gaps as they are, and after every group is given the same case mix or the same prevalence; no pictures if ``brief``."""
     parts, mixed = [], False
     for i, (name, attribute) in enumerate(block["attributes"].items()):
         given = attribute.get("explained") or {}
-        found = [part for kind in FIRST for part in _kind_parts(f"{key}-{i}", name, given, kind, sure)]
+        found = [part for kind in FIRST for part in _kind_parts("" if brief else f"{key}-{i}", name, given, kind, sure)]
         parts += [Part(f"By {words.group_label(name, name)}", parts=tuple(found))] if found else []
         mixed = mixed or bool(given.get("metrics"))
     if not parts:
@@ -48,9 +51,9 @@ def _kind_parts(key: str, name: str, explained: Json, kind: str, sure: str) -> l
     columns = words.listing([str(c) for c in explained.get("columns") or ()], 6)
     what = f"the same mix of {columns}" if kind == "metrics" else "the same share of positive cases"
     first = [m for m in FIRST[kind] if m in entries] or list(entries)[:4]
-    rest = [m for m in entries if m not in first]
+    rest = [m for m in entries if m not in first and MIRRORS.get(m) not in entries]
     caption = f"Gaps by {title}: as they are, and with {what} in every group"
-    shown = _picture(key, name, {m: entries[m] for m in first}, what, sure) if kind == "metrics" else None
+    shown = _picture(key, name, {m: entries[m] for m in first}, what, sure) if kind == "metrics" and key else None
     text = _sentences(name, {m: entries[m] for m in first}, what) + (_lacking(entries) if kind == "metrics" else "")
     parts = [Part(text=text, table=_table(name, entries, first, kind), caption=caption, figures=(shown,) if shown else ())]
     if rest:

@@ -12,7 +12,7 @@ from evenhand.report.tables import Cell, Row, Table
 Json = Mapping[str, Any]
 FOREST = ("auc", "equalized_odds", "equal_opportunity", "fpr", "demographic_parity")
 VALUE_GAPS = ("mean", "median")
-REPEATS = {"tpr": "equal_opportunity", "positive_rate": "demographic_parity"}
+REPEATS = {"tpr": "equal_opportunity", "fnr": "equal_opportunity", "tnr": "fpr", "positive_rate": "demographic_parity"}
 """A gap of the first kind is the same number as the named one of the second."""
 MOST_COLUMNS = 5
 PANELS = ("auc", "tpr", "fpr", "mean", "median")
@@ -67,8 +67,8 @@ def _positives(group: Json) -> Cell:
     return Cell(words.count(positive), f"{100 * positive / n:.1f}%" if n else "", "count")
 
 
-def performance_parts(key: str, name: str, attribute: Json, overall: Json) -> list[Part]:
-    """One table an attribute with the main measures, a picture of it, the gaps, and further measures folded."""
+def performance_parts(key: str, name: str, attribute: Json, overall: Json, *, brief: bool = False) -> list[Part]:
+    """One table an attribute with the main measures, a picture of it (not if ``brief``), the gaps, and further measures folded."""
     groups, title = tables.known_groups(attribute), words.group_label(name, name)
     found = tables.metrics_of([overall, *groups.values()])
     main = [m for m in tables.MAIN if m in found] or list(found[:4])
@@ -76,7 +76,7 @@ def performance_parts(key: str, name: str, attribute: Json, overall: Json) -> li
     hint = words.plural(len(groups), "group")
     if attribute.get("n_missing"):
         hint += f"; {title} is not recorded for {words.plural(attribute['n_missing'], 'image')}, shown in a row of their own"
-    shown = _panels(f"{key}-panels", name, groups, overall, main)
+    shown = None if brief else _panels(f"{key}-panels", name, groups, overall, main)
     table = tables.group_table(name, attribute, overall, main)
     parts = [Part(text=f"{hint}.", table=table, caption=f"Performance of each group by {title}; below each value its interval")]
     parts += [Part(figures=(shown,))] if shown else []

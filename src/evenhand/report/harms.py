@@ -36,8 +36,9 @@ def _missed(name: str, groups: Mapping[str, Json], metric: str, gap: Json, sure:
     ranked = sorted(groups, key=lambda k: groups[k][metric]["value"])
     low, high = ranked[0], ranked[-1]
     rates = [f"{100 * groups[k][metric]['value']:.0f}% in {words.group_label(name, k)}" for k in (high, low)]
-    positives = [f"{words.count(groups[k].get('n_positive'))} positive cases" for k in (high, low)]
-    said = f"Missed: {rates[0]} ({positives[0]}) and {rates[1]} ({positives[1]})"
+    counts = [groups[k].get("n_positive") for k in (high, low)]
+    sizes = [f" ({words.plural(n, 'positive case')})" if n is not None else "" for n in counts]
+    said = f"Missed: {rates[0]}{sizes[0]} and {rates[1]}{sizes[1]}"
     if metric == "fpr":
         said = f"Wrongly called '{label}': {rates[0]} and {rates[1]}"
     return f"{said}. Gap {words.with_interval(gap, sure)}." if words.estimable(gap) else f"{said}."

@@ -163,12 +163,12 @@ def _ranked_picture(key: str, label: str, ranked: Sequence[Json], sure: str, lev
     for item in ranked:
         p = item.get("p_adjusted")
         title = f"{_name(item)}: {words.measure(str(item['metric'])).title.split(' (')[0]}"
-        sign = f", adjusted p {words.p_value(p)}" if p is not None else ""
+        sign = f", p {words.p_value(p)}" if p is not None else ""
         points.append(figures.Point(title + sign, item.get("effect"), item.get("lower"), item.get("upper"), emphasis=_clear(item, level)))
     if not any(point.value is not None for point in points):
         return None
     said = "; ".join(f"{p.label}: {words.number(p.value) or 'not estimable'}" for p in points)
     axis = "difference from everyone else"
     svg = figures.forest(points, key=f"{key}-ranked", summary=f"Intersections of {label}. {said}.", axis=axis)
-    caption = f"The first {len(points)}; lines are {sure} intervals; filled where the adjusted p is below {level:g}."
+    caption = f"The first {len(points)}; lines are {sure} intervals; p is the adjusted one; filled where it is below {level:g}."
     return picture("Groups and intersections against everyone else", svg, caption)

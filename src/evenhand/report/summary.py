@@ -167,7 +167,7 @@ def _overall_other(block: Json, sure: str) -> str:
 def _overall_many(audit: Json) -> list[str]:
     if not any("auc" in b["overall"] for b in audit["labels"].values()):
         return [f"{label}: {_overall_other(b, confidence_of(audit))}" for label, b in audit["labels"].items()]
-    labels, what = _single(audit), "classes" if _macro(audit) else "labels"
+    labels, what = single(audit), "classes" if _macro(audit) else "labels"
     ranked = sorted((b["overall"]["auc"]["value"], label) for label, b in labels.items() if words.estimable(b["overall"].get("auc")))
     total = len(labels)
     if not ranked:
@@ -193,7 +193,7 @@ def _macro(audit: Json) -> bool:
     return audit.get("kind") == "multiclass" and MACRO in audit["labels"]
 
 
-def _single(audit: Json) -> dict[str, Json]:
+def single(audit: Json) -> dict[str, Json]:
     """The labels without the mean over classes."""
     return {label: block for label, block in audit["labels"].items() if not (_macro(audit) and label == MACRO)}
 
@@ -247,7 +247,7 @@ def _gaps_few(audit: Json) -> list[str | tuple[str, str]]:
 
 
 def _gaps_many(audit: Json) -> list[str | tuple[str, str]]:
-    labels, what = _single(audit), "classes" if _macro(audit) else "values" if audit.get("kind") == "value" else "labels"
+    labels, what = single(audit), "classes" if _macro(audit) else "values" if audit.get("kind") == "value" else "labels"
     lines: list[str | tuple[str, str]] = []
     for name in dict.fromkeys(a for block in audit["labels"].values() for a in block["attributes"]):
         gapped = [b["attributes"][name]["gaps"] for b in labels.values() if name in b["attributes"]]

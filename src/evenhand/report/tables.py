@@ -35,6 +35,12 @@ class Cell:
     shade: int | None = None
     bar: float | None = None
 
+    @property
+    def classes(self) -> str:
+        """Its classes in the style sheet."""
+        look = {"none": "none", "text": "l", "soft": "soft", "up": "up", "down": "down"}.get(self.state, "")
+        return look if self.shade is None else f"{look} h{self.shade}".strip()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -157,8 +163,8 @@ def everyone_cell(metric: str, gap: Json, overall: Json) -> Cell:
     """
     parts = (str(gap["measure"]),) if gap.get("measure") else COMBINED.get(metric, (metric,))
     said = [(words.measure(part).title.split(" (")[0], words.number((overall.get(part) or {}).get("value")) or "–") for part in parts]
-    if parts == (metric,):
-        return Cell(said[0][1], "", "soft")
+    if len(parts) == 1:
+        return Cell(said[0][1], "" if parts == (metric,) else said[0][0], "soft")
     first, *others = [f"{title} {number}" for title, number in said]
     return Cell(first, "\n".join(others), "soft")
 
