@@ -7,6 +7,7 @@ import pytest
 
 from evenhand.metrics.contrasts import Contrast, null_p_values, parts_of, step_down
 from evenhand.metrics.influence import Rows, difference_variance, influences, t_test
+from evenhand.metrics.permutation import permute_groups
 
 
 def _case(n_patients: int = 60, k: int = 3, seed: int = 0) -> tuple[Rows, np.ndarray]:
@@ -27,19 +28,14 @@ def test_one_draw_is_the_test_of_the_shuffled_groups(metric: str) -> None:
     rows, codes = _case()
     tests = [Contrast(metric, 1, 3)]
     null = null_p_values(parts_of(rows, [metric]), _membership(codes, 3), tests, 200, np.random.default_rng(1))[0]
-    rng, expected = np.random.default_rng(1), []
+    rng, expected = np.random.default_rng(1).spawn(1)[0], []
     if metric in ("accuracy", "f1"):
         strata = np.zeros(len(codes), int)
     else:
         parts = parts_of(rows, [metric])[metric]
         strata = np.unique(np.stack([part.bottom > 0 for part in parts]), axis=1, return_inverse=True)[1].ravel()
-    orders = np.empty((200, len(codes)), int)
-    for stratum in range(strata.max() + 1):
-        units = np.flatnonzero(strata == stratum)
-        orders[:, units] = rng.permuted(np.tile(units, (200, 1)), axis=1)
-    for order in orders:
-        moved = np.empty(len(codes), int)
-        moved[order] = codes
+    # kinds of units are numbered by their memberships as binary numbers, in which the first group is the leading digit
+    for moved in 2 - permute_groups(2 - codes, strata, 200, rng).T:
         one, other = (influences(rows, use, (metric,))[metric] for use in ((moved == 1)[rows.unit], (moved != 1)[rows.unit]))
         variance, free = difference_variance(one, other)
         expected.append(t_test(one.value - other.value, variance, free, 0.95)[2])

@@ -64,7 +64,7 @@ def add_details(
         overall["design_effect"] = design_effects(question, cohort.patient, estimable)
     if config.details and cohort.groups:
         for question in cohort.questions:
-            data["labels"][question.name]["intersections"] = rank_intersections(cohort, question, config, seed)
+            data["labels"][question.name]["intersections"] = rank_intersections(cohort, question, config, seed, threads)
             data["labels"][question.name]["drivers"] = drivers(cohort, question, config)
 
 

@@ -29,7 +29,7 @@ MOST_PATIENTS = 100_000
 """With more patients than this, p-values come from Student's t and Holm instead of permutations."""
 
 
-def rank_intersections(cohort: Cohort, question: Question, config: AuditConfig, seed: int = 0) -> list[dict[str, Any]]:
+def rank_intersections(cohort: Cohort, question: Question, config: AuditConfig, seed: int = 0, threads: int = 1) -> list[dict[str, Any]]:
     r"""Every group and intersection against everybody else, the clearest difference first.
 
     For group g of an audited attribute (marginal or joint) and a metric m, ``effect`` is :math:`m(A = g) - m(A \neq g)`, over
@@ -46,6 +46,7 @@ def rank_intersections(cohort: Cohort, question: Question, config: AuditConfig, 
         question: the label or class.
         config: ``primary``, ``metrics``, ``min_patients``, ``confidence``, ``permutations``.
         seed: of the audit.
+        threads: blocks of permutations at a time; does not change the result.
 
     Returns:
         ``{attribute, group, metric, value, rest, effect, lower, upper, p, p_adjusted, n, n_patients, n_positive, rank}``,
@@ -60,7 +61,7 @@ def rank_intersections(cohort: Cohort, question: Question, config: AuditConfig, 
             if own.any():
                 records += _against_rest(rows, own, (codes[name] >= 0) & ~own, {"attribute": name, "group": key, "code": code}, config)
     found = [record for record in records if "reason" not in record]
-    _adjust(found, rows, codes, config, seed, question.name)
+    _adjust(found, rows, codes, config, seed, question.name, threads)
     found.sort(key=lambda item: (item["p_adjusted"], -abs(item["effect"]), item["attribute"], item["group"], item["metric"]))
     for rank, record in enumerate(found):
         record["rank"] = rank + 1
@@ -112,7 +113,9 @@ def _lacking(who: str, item: Influence, least: int) -> str:
     return f"{who}{item.units} patient{'s' * (item.units != 1)} in the denominator, at least {least} are needed"
 
 
-def _adjust(found: list[dict[str, Any]], rows: Rows, codes: Mapping[str, IntArray], config: AuditConfig, seed: int, label: str) -> None:
+def _adjust(
+    found: list[dict[str, Any]], rows: Rows, codes: Mapping[str, IntArray], config: AuditConfig, seed: int, label: str, threads: int
+) -> None:
     """Fill ``p`` and ``p_adjusted``; of an attribute with two groups only the first enters the family."""
     n_groups = {name: len(np.unique(own[own >= 0])) for name, own in codes.items()}
     family: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
@@ -124,7 +127,9 @@ def _adjust(found: list[dict[str, Any]], rows: Rows, codes: Mapping[str, IntArra
         return
     if config.permutations and rows.n_units <= MOST_PATIENTS:
         n_draws = min(config.permutations, max(200, MOST_DRAWN // max(rows.n_units, 1)))
-        null = _permuted([records[0] for records in family.values()], rows, codes, n_draws, seed, label)
+        null = _permuted(
+            [records[0] for records in family.values()], rows, codes, n_draws, generator(seed, "intersections", label), threads
+        )
         single, adjusted = (list(map(float, part)) for part in step_down(np.array(observed), null))
     else:
         single, adjusted = observed, holm(observed)
@@ -134,7 +139,7 @@ def _adjust(found: list[dict[str, Any]], rows: Rows, codes: Mapping[str, IntArra
 
 
 def _permuted(
-    tests: Sequence[Mapping[str, Any]], rows: Rows, codes: Mapping[str, IntArray], n_draws: int, seed: int, label: str
+    tests: Sequence[Mapping[str, Any]], rows: Rows, codes: Mapping[str, IntArray], n_draws: int, rng: np.random.Generator, threads: int
 ) -> npt.NDArray[np.float64]:
     """p of every test under shuffled units; a unit is a patient's rows in the same groups of all attributes."""
     columns = np.stack([rows.unit, *codes.values()], axis=1)
@@ -154,7 +159,7 @@ def _permuted(
         for item in tests
     ]
     parts = parts_of(shuffled, sorted({item["metric"] for item in tests}))
-    return null_p_values(parts, stacked, contrasts, n_draws, generator(seed, "intersections", label))
+    return null_p_values(parts, stacked, contrasts, n_draws, rng, threads)
 
 
 def drivers(cohort: Cohort, question: Question, config: AuditConfig) -> list[dict[str, Any]]:

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from evenhand.metrics.auc import FloatArray, IntArray
+from evenhand.metrics.bootstrap import in_threads
 from evenhand.metrics.cells import variance_floor
 from evenhand.metrics.influence import Rows
+from evenhand.metrics.permutation import permute_groups
 from evenhand.metrics.rates import GIVEN_LABEL, RATES
 
 _BLOCK_ENTRIES = 1_000_000
@@ -81,6 +84,7 @@ def null_p_values(
     tests: Sequence[Contrast],
     n_draws: int,
     rng: np.random.Generator,
+    threads: int = 1,
 ) -> FloatArray:
     """p of Student's t of every test under shuffled units: (tests, n_draws).
 
@@ -89,22 +93,34 @@ def null_p_values(
         membership: (groups, units) of all attributes, one below the other, and of everybody known.
         tests: what is compared.
         n_draws: permutations.
-        rng: source of randomness.
+        rng: source of randomness; every block of draws has a stream of its own, spawned from it.
+        threads: blocks computed at a time; does not change the result.
     """
     found = np.ones((len(tests), n_draws))
     size = int(np.clip(_BLOCK_ENTRIES // max(membership.shape[1], 1), 8, 256))
     for inside in (True, False):
         metrics = {test.metric for test in tests if (test.metric in GIVEN_LABEL) == inside}
         strata = _patterns(parts, metrics, membership.shape[1]) if inside else np.zeros(membership.shape[1], np.int64)
-        if metrics:
-            shuffled = _Shuffled(membership, strata, _columns({name: parts[name] for name in sorted(metrics)}))
-        for start in range(0, n_draws if metrics else 0, size):
-            totals = shuffled.draw(min(size, n_draws - start), rng)
-            for metric in sorted(metrics):
-                asked = [k for k, test in enumerate(tests) if test.metric == metric]
-                moments = shuffled.columns.moments(metric, totals, [tests[k] for k in asked])
-                found[asked, start : start + size] = _p_values(*moments)
+        if not metrics:
+            continue
+        shuffled = _Shuffled(membership, strata, _columns({name: parts[name] for name in sorted(metrics)}))
+        asked = {name: [k for k, test in enumerate(tests) if test.metric == name] for name in sorted(metrics)}
+        blocks = [(start, min(size, n_draws - start)) for start in range(0, n_draws, size)]
+        block_of = partial(_block, shuffled, {name: (places, [tests[k] for k in places]) for name, places in asked.items()})
+        made = in_threads(block_of, zip(blocks, rng.spawn(len(blocks)), strict=True), threads)
+        for (start, number), block in zip(blocks, made, strict=True):
+            for places, values in block:
+                found[places, start : start + number] = values
     return found
+
+
+def _block(
+    shuffled: _Shuffled, asked: Mapping[str, tuple[list[int], list[Contrast]]], job: tuple[tuple[int, int], np.random.Generator]
+) -> list[tuple[list[int], FloatArray]]:
+    """(positions of a metric's tests, their p) of one block of draws."""
+    (_, number), rng = job
+    totals = shuffled.draw(number, rng)
+    return [(places, _p_values(*shuffled.columns.moments(name, totals, tests))) for name, (places, tests) in asked.items()]
 
 
 def _patterns(parts: Mapping[str, tuple[Part, ...]], metrics: set[str], n_units: int) -> IntArray:
@@ -178,20 +194,20 @@ class _Shuffled:
     strata: IntArray
     columns: _Columns
 
-    def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
-        """(n, groups, c): one draw after another, the columns of a unit side by side in memory."""
-        from scipy.sparse import csr_array
-
-        orders = np.empty((n, len(self.strata)), np.int32)
-        for stratum in range(int(self.strata.max(initial=-1)) + 1):
-            units = np.flatnonzero(self.strata == stratum)
-            orders[:, units] = rng.permuted(np.tile(units, (n, 1)), axis=1)
-        # Units of the same groups throughout form one kind; sums over kinds are added up to groups.
+    @cached_property
+    def kinds(self) -> tuple[FloatArray, IntArray]:
+        """((groups, kinds) whether units of a kind are in a group, kind of each unit): units of the same groups form one kind."""
         kinds, kind = np.unique(np.packbits(self.membership, axis=0), axis=1, return_inverse=True)
-        groups = np.unpackbits(kinds, axis=0, count=len(self.membership)).astype(float)
-        units, ends = np.argsort(kind.ravel(), kind="stable"), np.append(0, np.cumsum(np.bincount(kind.ravel()))).astype(np.int32)
-        ones, shape = np.ones(len(units)), (groups.shape[1], len(units))
-        moved = (csr_array((ones, order[units], ends), shape=shape) for order in orders)
+        return np.unpackbits(kinds, axis=0, count=len(self.membership)).astype(float), kind.ravel().astype(np.int64)
+
+    def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """(n, groups, c): one draw after another; sums over kinds are added up to groups."""
+        from scipy.sparse import csc_array
+
+        groups, kind = self.kinds
+        shuffled = np.ascontiguousarray(permute_groups(kind, self.strata, n, rng).T)
+        ones, ends, shape = np.ones(len(kind)), np.arange(len(kind) + 1, dtype=np.int32), (groups.shape[1], len(kind))
+        moved = (csc_array((ones, kinds, ends), shape=shape) for kinds in shuffled)
         return np.stack([groups @ (one @ self.columns.values) for one in moved])
 
 

@@ -118,7 +118,7 @@ class ValueCell:
             found["median"] = (np.array([value for value, _ in pairs]), np.array([variance for _, variance in pairs]))
         return found
 
-    def median_moments(self, shuffled: npt.NDArray[np.int16], groups: IntArray) -> tuple[FloatArray, FloatArray]:
+    def median_moments(self, shuffled: npt.NDArray[np.int32], groups: IntArray) -> tuple[FloatArray, FloatArray]:
         """Each group's median and its variance under each column of group codes (u, b): (groups, b) each."""
         value = np.full((len(groups), shuffled.shape[1]), np.nan)  # NaN: a group without rows
         variance = value.copy()
@@ -274,9 +274,7 @@ def median_limits(
     return min(float(low), value), max(float(high), value)
 
 
-def value_null(
-    cell: ValueCell, codes: IntArray, groups: IntArray, n_permutations: int, rng: np.random.Generator
-) -> dict[str, FloatArray]:
+def value_null(cell: ValueCell, codes: IntArray, groups: IntArray, n_permutations: int, rng: np.random.Generator) -> dict[str, FloatArray]:
     """The studentised maxima of mean and median under permuted groups of patients.
 
     Args:

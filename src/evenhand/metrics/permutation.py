@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ IntArray = npt.NDArray[np.int64]
 Moments = dict[str, tuple[FloatArray, FloatArray]]
 
 _BLOCK_ENTRIES = 400_000
+_MOST_BITS = 10  # of a 32-bit key that may carry a code; the rest is random
 REACH = 40
 """Permutations a test of the corrected family needs at least, so that Holm's smallest threshold can be reached."""
 
@@ -52,20 +54,22 @@ def log_moments(value: FloatArray, variance: FloatArray, units: FloatArray | int
     return np.log(kept), variance / kept**2
 
 
-def permute_groups(codes: IntArray, strata: IntArray, n_permutations: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+def permute_groups(codes: IntArray, strata: IntArray, n_permutations: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
     """Group codes shuffled among the units of each stratum: (u, n_permutations).
 
     Codes are shuffled by sorting random keys that carry them (several times faster than a shuffle). Two keys of equal random
     bits would come in the order of their codes; as the sorted codes are given to the units in a random order, every
     column is a uniform shuffle all the same.
     """
-    shuffled = np.empty((len(codes), n_permutations), np.int16)
-    carried = np.uint32((1 << int(codes.max(initial=0)).bit_length()) - 1)
+    bits = int(codes.max(initial=0)).bit_length()
+    kind: Any = np.uint32 if bits <= _MOST_BITS else np.uint64
+    carried = kind((1 << bits) - 1)
+    shuffled = np.empty((len(codes), n_permutations), np.int32)
     for stratum in np.unique(strata):
         units = np.flatnonzero(strata == stratum)
-        keys = rng.integers(0, 2**32, (n_permutations, len(units)), dtype=np.uint32)
+        keys = rng.integers(0, np.iinfo(kind).max, (n_permutations, len(units)), dtype=kind, endpoint=True)
         keys &= ~carried
-        keys |= codes[units].astype(np.uint32)
+        keys |= codes[units].astype(kind)
         keys.sort(axis=1)
         keys &= carried
         shuffled[rng.permutation(units)] = keys.T
