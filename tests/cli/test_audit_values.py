@@ -124,6 +124,8 @@ def refused(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str])
         (["--value", "dise"], "did you mean 'dice'?"),
         (["--value", "dice", "--label", "sex"], "value and label are given together"),
         (["--value", "dice", "--pred-mask", "a", "--true-mask", "b"], "value and masks are given together"),
+        (["--value", "dice", "--adjust", "site"], "adjust is for labels and scores"),
+        (["--value", "dice", "--metrics", "auc"], "metrics is for labels and scores"),
         (["--value", "dice", "--images", "."], "images and spacing are for masks"),
         (["--lower-is-better"], "lower_is_better is for continuous values"),
         (["--pred-mask", "dice"], "true_mask is missing"),

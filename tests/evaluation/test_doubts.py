@@ -32,6 +32,8 @@ def test_stored_groups_and_patients() -> None:
     frame = pd.DataFrame({"age": ["unknown", "30"], "age__group": ["[0,60)", "[0,60)"], "pid": ["unknown", "7"]})
     assert doubtful(frame, ["age"], {}, (), None) == []
     assert "may stand for an unknown patient" in doubtful(frame, [], {}, (), "pid")[0]
+    assert doubtful(frame.assign(pid=[98, 99], site=[98, 99]), ["site"], {}, (), "pid") == []
+    assert doubtful(frame.assign(pid=[1, 99]), [], {}, (), "pid") == []
 
 
 def test_splits_under_other_names() -> None:

@@ -95,6 +95,8 @@ def test_classes() -> None:
     assert find_outcome(pd.DataFrame({"y": Y, "prob_0": 1 - P, "prob_1": P})).scores == ("prob_1",)
     text = pd.DataFrame({"y": np.where(Y, "malignant", "benign"), "p_benign": 1 - P, "p_malignant": P})
     assert find_outcome(text).scores == ("p_malignant",)
+    with pytest.raises(ConfigError, match="the classes 'bkl', 'nv' of the label 'dx' have no score column"):
+        find_outcome(frame.drop(columns=["p_nv", "p_bkl"]).assign(pred=DX))
     with pytest.raises(ConfigError, match=r"'p_\*' and 'score_\*' could both"):
         find_outcome(frame.assign(score_mel=P, score_nv=P, score_bkl=P))
 

@@ -19,7 +19,7 @@ WORDS = frozenset({
 """Texts that mean a missing value in many tables, compared without case."""
 
 CODES = frozenset({"-1", "-9", "-99", "-999", "99", "999", "9999"})
-"""Numbers that do so among codes; of measurements only those below 0, and 999 and 9999."""
+"""Numbers that do so among codes (99 not where 98 is a code as well); of measurements only those below 0, and 999 and 9999."""
 
 
 def doubtful(
@@ -47,23 +47,24 @@ def doubtful(
         if found := _found(frame[column], name in measured):
             what = "is cut into bins as a number" if name in measured else "is a group like any other and enters gaps"
             said.append(f"attribute '{name}': {found} may stand for a missing value, but {what}; empty cells count as missing")
-    if patient is not None and (found := _found(frame[patient], False)):
+    if patient is not None and (found := _found(frame[patient], False, frozenset())):
         said.append(f"column '{patient}': {found} may stand for an unknown patient, but counts as one; leave such cells empty")
     return said
 
 
-def _found(values: pd.Series, measured: bool) -> str:
+def _found(values: pd.Series, measured: bool, codes: Collection[str] = CODES) -> str:
     """The doubtful values with their rows, as a text."""
     counts = values.value_counts()
     texts = value_texts(pd.Series(counts.index))
-    shown = [f"'{text}' ({n} row{'s' * (n > 1)})" for text, n in zip(texts, counts, strict=True) if _is_doubtful(str(text), measured)]
+    lone = {code for code in codes if str(int(code) - 1) not in set(texts)}
+    shown = [f"'{text}' ({n} row{'s' * (n > 1)})" for text, n in zip(texts, counts, strict=True) if _is_doubtful(str(text), measured, lone)]
     return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
 
 
-def _is_doubtful(text: str, measured: bool) -> bool:
+def _is_doubtful(text: str, measured: bool, codes: Collection[str]) -> bool:
     if measured:
         return text in ("999", "9999") or text.startswith("-")
-    return text.casefold() in WORDS or text in CODES
+    return text.casefold() in WORDS or text in codes
 
 
 def unused_splits(frame: pd.DataFrame, unused: Sequence[str]) -> list[str]:

@@ -158,6 +158,8 @@ def find_outcome(frame: pd.DataFrame, labels: Sequence[str] = (), scores: Sequen
         return _single(frame, label, score, given=bool(labels))
     if not labels and not scores and (several := _label_family(frame, free, numeric)):
         return several
+    if label is not None and (lacking := _lacking(frame, label, numeric)):
+        raise ConfigError(lacking)
     if label is not None and (text := pick([name for name in free if name != label], SCORES, "score", "--score")):
         return _single(frame, label, text, given=bool(labels))
     raise _nothing(frame, label, score)
@@ -255,6 +257,18 @@ def _class_columns(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> d
             f"columns named {_quoted(list(fitting))} could both be the scores of the classes of '{label}'; say which with --score"
         )
     return next(iter(fitting.values()), {})
+
+
+def _lacking(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> str:
+    """Which classes of a label have no score column, where others have one; empty where none has."""
+    values = label_values(frame[label])
+    found = [set(values) & set(columns) for columns in _families(numeric, SCORE_PREFIXES).values()]
+    most = max(found, key=len, default=set())
+    if len(values) < 3 or not most:
+        return ""
+    without = [f"'{value}'" for value in values if value not in most]
+    shown = ", ".join(without[:8]) + (", …" if len(without) > 8 else "")
+    return f"the classes {shown} of the label '{label}' have no score column, while others have; add them, or name the columns with --score"
 
 
 def _class_outcome(frame: pd.DataFrame, label: str, family: Mapping[str, str], pos_label: str | None) -> Outcome:

@@ -124,6 +124,13 @@ def _folder_of(table: Any) -> Path:
     return Path(table) if Path(table).is_dir() else Path(table).parent
 
 
+def _check_options(config: AuditConfig) -> None:
+    """Refuse what would be passed over in silence."""
+    for name, given in (("adjust", config.adjust), ("reference", config.reference), ("metrics", set(config.metrics) - set(VALUE_METRICS))):
+        if given:
+            raise ConfigError(f"{name} is for labels and scores; an audit of continuous values has means and medians only, so leave it out")
+
+
 def judge_values(
     question: ValueQuestion,
     taken: Intake,
@@ -140,6 +147,7 @@ def judge_values(
 
     With masks the judged rows and their scores are written to ``cases.csv`` in ``out`` before they are audited.
     """
+    _check_options(config)
     config = checked_config(config)
     parsed = [parse_gate(text, list(question.values), taken.attributes, VALUE_METRICS) for text in gates]
     frame = taken.frame
