@@ -123,10 +123,12 @@ class ValueCell:
         value = np.full((len(groups), shuffled.shape[1]), np.nan)  # NaN: a group without rows
         variance = value.copy()
         for column, codes in enumerate(np.ascontiguousarray(shuffled.T)):
-            of_rows = codes[self.owner]
-            units = np.bincount(codes, minlength=int(groups.max()) + 1)
+            of_rows = codes.astype(np.int16)[self.owner]
+            by_group = np.argsort(of_rows, kind="stable")  # of 16 bits: in linear time
+            units, rows = (np.bincount(own, minlength=int(groups.max()) + 1) for own in (codes, of_rows))
+            ends = np.cumsum(rows)
             for position, group in enumerate(groups):
-                moments = self._median_moments(np.flatnonzero(of_rows == group), int(units[group]))
+                moments = self._median_moments(by_group[ends[group] - rows[group] : ends[group]], int(units[group]))
                 value[position, column], variance[position, column] = moments
         return value, variance
 
@@ -172,7 +174,7 @@ class ValueCell:
         first, last = np.searchsorted(rows, np.searchsorted(self.ordered, (median, np.nextafter(median, np.inf))))
         side = np.full(n, -0.5)
         side[:first], side[first:last] = 0.5, 0.0
-        errors = np.bincount(self.owner[rows], side, minlength=self.n_units)
+        errors = np.bincount(self.owner[rows], side)
         return float(errors @ errors) / n**2 * units / (units - 1)
 
     def _at(self, rows: IntArray, place: float) -> float:
