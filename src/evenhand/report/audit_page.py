@@ -253,6 +253,11 @@ def _tests(made: Json) -> str:
         text = "p-values come from the bootstrap over patients"
     elif drawn:
         text += f"; those of gaps in {words.listing(drawn, 8)} from the bootstrap over patients"
+    if by.get("normal"):
+        text += (
+            "; where every group has thousands of patients, permuting would give what the normal limit of the same statistic gives at "
+            "once, which is taken there (listed below as “tests normal”)"
+        )
     return f"{text}. Adjusted ones are corrected by Holm over the family named below."
 
 
