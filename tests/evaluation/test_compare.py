@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.multitest import multipletests
 
 from evenhand.config.schema import AuditConfig
 from evenhand.errors import InputError
@@ -71,6 +72,10 @@ def test_who_got_worse_is_named(make_table: Callable[..., pd.DataFrame]) -> None
     assert ("male", "auc") in worse
     assert ("female", "auc") not in worse
     assert all(item["run"] == "after" for item in found["verdicts"] if item["code"] == "levelling_down")
+    rows = [row for part in found["labels"]["y"]["attributes"].values() for row in part["changes"]["after"].values()]
+    tested = [row[name] for row in rows for name in ("auc", "tpr", "fpr") if row[name]["p"] is not None]
+    assert [change["p_holm"] for change in tested] == pytest.approx(multipletests([change["p"] for change in tested], method="holm")[1])
+    assert all("adjusted for all changes looked at" in item["text"] for item in found["verdicts"] if item["code"] == "levelling_down")
 
 
 def test_pairing_makes_changes_sharper_than_the_runs_themselves(make_table: Callable[..., pd.DataFrame]) -> None:

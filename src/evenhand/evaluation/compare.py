@@ -23,7 +23,14 @@ from evenhand.evaluation.cells import Measured, average, measure
 from evenhand.evaluation.cohort import Cohort, make_cohort
 from evenhand.evaluation.selection import check_names, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import bootstrap_null, members_of, replicate_variances
-from evenhand.evaluation.verdicts import collapsed_verdicts, evidence_verdicts, gap_verdicts, levelling_down, threshold_verdicts
+from evenhand.evaluation.verdicts import (
+    EVIDENCE,
+    collapsed_verdicts,
+    evidence_verdicts,
+    gap_verdicts,
+    levelling_down,
+    threshold_verdicts,
+)
 from evenhand.metrics.gaps import RATIOS, Gap, all_gaps, gap_of_values
 from evenhand.metrics.permutation import critical_value, holm, p_value
 from evenhand.metrics.rates import LOWER_IS_BETTER, UNBOUNDED
@@ -395,13 +402,17 @@ def _change(change: float, draws: FloatArray, confidence: float) -> dict[str, An
 
 
 def _adjust(data: Mapping[str, Any], primary: Sequence[str]) -> None:
-    """Holm's correction over each run's family: primary metrics x attributes x labels."""
+    """Holm's correction over each run's families: primary gaps, and the groups' changes that levelling down is judged by."""
     for run in data["runs"]:
         parts = [part for item in data["labels"].values() for part in item["attributes"].values()]
         family = [part["gaps"][run["name"]][name] for part in parts for name in primary]
         tested = [gap for gap in family if gap["p"] is not None]
         for gap, p in zip(tested, holm([gap["p"] for gap in tested]), strict=True):
             gap["p_holm"] = p
+        rows = [row for part in parts for row in part["changes"].get(run["name"], {}).values()]
+        known = [row[name] for row in rows for name in EVIDENCE if name in row and row[name]["p"] is not None]
+        for change, p in zip(known, holm([change["p"] for change in known]), strict=True):
+            change["p_holm"] = p
 
 
 def _verdicts(data: Mapping[str, Any], config: AuditConfig, cohorts: Mapping[str, Sequence[Cohort]]) -> list[dict[str, Any]]:

@@ -146,6 +146,8 @@ def levelling_down(
 ) -> list[dict[str, Any]]:
     """Groups that got worse than under the reference: an adverse paired change whose interval excludes 0.
 
+    The rule is of each change alone, so that no harm is overlooked; the text gives the p-value adjusted for their number.
+
     Args:
         run, reference: names of the two runs.
         label, attribute: where.
@@ -161,7 +163,8 @@ def levelling_down(
             adverse = change["lower"] > 0 if metric in lower_is_better else change["upper"] < 0
             if adverse:
                 text = (
-                    f"{run}: {group} ({attribute}) does worse on {label} than under {reference}: {WORDS[metric]} changed by {span(change)}."
+                    f"{run}: {group} ({attribute}) does worse on {label} than under {reference}: {WORDS[metric]} changed by {span(change)}"
+                    f"{_among_many(change.get('p_holm'))}."
                 )
                 found.append(
                     verdict(
@@ -169,6 +172,13 @@ def levelling_down(
                     )
                 )
     return found
+
+
+def _among_many(p: float | None) -> str:
+    """What remains of one change when all groups, attributes and labels that were looked at are counted."""
+    if p is None:
+        return ""
+    return f"; adjusted for all changes looked at, p = {p:.3g}" + (", so it may be chance" if p >= 0.05 else "")
 
 
 def span(estimate: Mapping[str, Any], confidence: float = 0.95) -> str:
