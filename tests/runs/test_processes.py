@@ -40,7 +40,7 @@ def test_two_processes_end_with_the_audit_of_one_and_only_the_first_writes(confi
     assert written[0] == written[1]
     assert sorted(p.relative_to(out) for p in out.rglob("*")) == sorted(p.relative_to(alone.root) for p in alone.root.rglob("*"))
     ours, theirs = (numbers(json.loads((root / "audit.json").read_text())) for root in (out, alone.root))
-    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # a calibration slope of scores that differ by 1e-7 may be large
     scores = [pd.read_parquet(root / "predictions.parquet")["y_score"] for root in (out, alone.root)]
     assert (scores[0] - scores[1]).abs().max() < 1e-6
     assert os.listdir(tmp_path / "two") == ["run"]
