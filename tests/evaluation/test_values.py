@@ -198,7 +198,8 @@ def test_directions_are_known_by_name_and_told_for_the_rest() -> None:
 def test_tables_and_gates_work_for_values() -> None:
     found = evaluate_values(cases(gap=0.1), values=["dice"], attributes=["sex"], config=QUICK)
     table = found.to_table()
-    assert set(table["metric"]) == {"mean", "median"}
+    assert set(table["metric"]) == {"mean", "median", "sd", "q5", "q25", "q75", "q95"}
+    assert set(table[table["kind"] == "gap"]["metric"]) == {"mean", "median"}
     assert set(table["kind"]) == {"value", "gap"}
     gate = parse_gate("sex.mean.lower > 0.05", ["dice"], ["sex"], ("mean", "median"))
     with pytest.raises(GateError, match="1 gate condition failed"):

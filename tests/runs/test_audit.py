@@ -35,7 +35,7 @@ def test_files_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "audit.json").read_text()) == result.to_json()
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
     tables = {item.name for item in (tmp_path / "out" / "tables").iterdir()}
-    assert tables == {"estimates.csv", "gaps.csv", "verdicts.csv"}
+    assert tables == {f"{name}.csv" for name in ("estimates", "gaps", "verdicts", "intersections", "explained", "power")}
     assert result.to_json()["n_patients"] == 100
 
 

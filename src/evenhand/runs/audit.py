@@ -18,6 +18,7 @@ from evenhand.evaluation.columns import names_of
 from evenhand.evaluation.evaluate import AuditResult, evaluate
 from evenhand.evaluation.gates import check_gates, parse_gate
 from evenhand.evaluation.intake import Bins, Intake, Request, take_in
+from evenhand.evaluation.long_table import TABLES, audit_tables
 from evenhand.evaluation.metadata import join_metadata
 from evenhand.evaluation.reading import read_predictions
 from evenhand.files import check_folder, write_text
@@ -260,15 +261,15 @@ def write_audit(result: AuditResult, out: str | os.PathLike[str], *, title: str)
         DiskFullError: no space is left.
     """
     folder = Path(out)
-    table = result.to_table()
     write_text(folder / "audit.json", result.dumps())
-    parts = {"estimates": table[table["kind"] == "value"], "gaps": table[table["kind"] == "gap"]}
-    empty = {"estimates": ["p", "p_holm", "low_group", "high_group"], "gaps": ["group", "n_positive"]}
-    for name, part in parts.items():
-        text = part.drop(columns=["kind", *empty[name]]).to_csv(index=False, lineterminator="\n")
-        write_text(folder / "tables" / f"{name}.csv", text)
-    verdicts = pd.DataFrame(result.verdicts, columns=["code", "label", "attribute", "group", "metric", "value", "lower", "upper", "text"])
-    write_text(folder / "tables" / "verdicts.csv", verdicts.to_csv(index=False, lineterminator="\n"))
+    made = audit_tables(result.to_json())
+    for name in TABLES:
+        file = folder / "tables" / f"{name}.csv"
+        if name in made:
+            write_text(file, made[name].to_csv(index=False, lineterminator="\n"))
+        else:
+            # of an earlier audit in the same folder, which would be read as part of this one
+            file.unlink(missing_ok=True)
     from evenhand.report.html import write_audit_report
 
     write_audit_report(result.to_json(), result.predictions, folder / "report.html", title=title)
