@@ -288,3 +288,14 @@ def test_a_rate_that_never_varies_over_replicates_still_has_a_variance() -> None
     item = Measured(20, 10, 20, 0, dict.fromkeys(METRICS, 1.0), dict.fromkeys(METRICS, np.ones(50)), dict.fromkeys(METRICS, (10, 10)), {})
     found = replicate_variances({"g": item})["g"]
     assert (found["tpr"], found["brier"]) == (0.25 / 100, 0.0)
+
+
+def test_the_macro_calibration_error_is_centred_as_its_classes_are(quick: AuditConfig) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 3))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.array([rng.choice(["a", "b", "c"], p=row) for row in shares])
+    frame = pd.DataFrame({"y_true": truth, **{f"y_score_{name}": shares[:, j] for j, name in enumerate("abc")}, "sex": ["f", "m"] * 150})
+    macro = evaluate(frame, labels=["y"], classes=["a", "b", "c"], attributes=["sex"], config=quick).data["labels"]["macro"]["overall"]
+    assert (macro["ece"]["lower"], macro["ece"]["upper"]) == (macro["ece_corrected"]["lower"], macro["ece_corrected"]["upper"])
+    assert macro["ece"]["value"] > macro["ece_corrected"]["value"]

@@ -210,10 +210,17 @@ def average(parts: Sequence[Measured], over: str) -> Measured:
         counts={name: (first.counts[name][0], min(part.counts[name][1] for part in parts)) for name in metrics},
         reasons=reasons,
         variances=first.variances if len(parts) == 1 else {name: _replicate_variance(parts, name) for name in metrics},
-        centres=first.centres if len(parts) == 1 else {},
+        centres=first.centres if len(parts) == 1 else _mean_centres(parts),
         accelerations={name: float(np.mean([part.accelerations[name] for part in parts])) for name in first.accelerations},
         interval=first.interval,
     )
+
+
+def _mean_centres(parts: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """The mean of the calibration error's corrected form, with the variance of its replicates where these are at hand."""
+    if not all("ece" in part.centres and "ece_corrected" in part.replicates for part in parts):
+        return {}
+    return {"ece": (float(np.mean([part.centres["ece"][0] for part in parts])), _replicate_variance(parts, "ece_corrected"))}
 
 
 def _replicate_variance(parts: Sequence[Measured], metric: str) -> float:
