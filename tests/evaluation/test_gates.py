@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from evenhand.config.schema import AuditConfig
 from evenhand.errors import ConfigError, GateError
-from evenhand.evaluation.gates import check_gates, parse_gate
+from evenhand.evaluation.evaluate import evaluate
+from evenhand.evaluation.gates import FIELDS, check_gates, gate_fields, parse_gate
+from evenhand.metrics.cells import METRICS
+from evenhand.metrics.gaps import COMBINED
 
 
 def _audit() -> dict[str, Any]:
@@ -69,3 +75,33 @@ def test_typos(text: str, words: str) -> None:
 def test_a_gate_about_groups_needs_groups() -> None:
     with pytest.raises(ConfigError, match="none is audited"):
         parse_gate("any.auc.worst < 0.8", ["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("gate", "fields"),
+    [
+        ("equalized_odds.worst < 2", "value, lower, upper, p, p_holm, to_overall"),
+        ("equalized_odds_mean.to_overall > 0", "value, lower, upper, p, p_holm"),
+        ("disparate_impact.ratio < 0.8", "value, lower, upper, p, p_holm"),
+        ("positive_rate.worst < 0.1", "value, lower, upper, p, p_holm, ratio, to_overall"),
+        ("calibration_slope.ratio < 0.5", "value, lower, upper, p, p_holm, worst, to_overall"),
+    ],
+)
+def test_a_field_that_never_exists_is_refused_with_those_that_do(gate: str, fields: str) -> None:
+    with pytest.raises(ConfigError, match="has no") as caught:
+        parse_gate(f"age.{gate}", ["a"], ["age"])
+    assert str(caught.value).endswith(f"its fields are {fields}")
+
+
+def test_only_primary_gaps_have_a_corrected_p() -> None:
+    assert parse_gate("age.tpr.p_holm < 0.05", ["a"], ["age"], primary=["tpr"]).field == "p_holm"
+    with pytest.raises(ConfigError, match="add --primary fpr"):
+        parse_gate("age.fpr.p_holm < 0.05", ["a"], ["age"], primary=["tpr"])
+
+
+def test_the_fields_are_those_of_an_audit(make_table: Callable[..., pd.DataFrame]) -> None:
+    """Every field offered has a number, and every field refused has none, in the gaps of a real audit."""
+    config = AuditConfig(bootstrap=40, permutations=40, primary=[*METRICS, *COMBINED])
+    audit = evaluate(make_table(480), labels=["label"], attributes=["sex"], config=config).to_json()
+    for metric, gap in audit["labels"]["label"]["attributes"]["sex"]["gaps"].items():
+        assert [name for name in FIELDS if gap[name] is not None] == list(gate_fields(metric)), metric

@@ -11,9 +11,19 @@ from typing import Any
 
 from evenhand.errors import ConfigError, GateError
 from evenhand.metrics.cells import METRICS
-from evenhand.metrics.gaps import COMBINED
+from evenhand.metrics.gaps import COMBINED, RATIOS
+from evenhand.metrics.rates import NEITHER_IS_BETTER, SIGNED
 
 FIELDS = ("value", "lower", "upper", "p", "p_holm", "ratio", "worst", "to_overall")
+_JOINT = {"equalized_odds", "equalized_odds_mean"}
+_RELATIVE = RATIOS | {"disparate_impact_distance"}
+_WITHOUT: dict[str, tuple[frozenset[str], str]] = {
+    "ratio": (SIGNED | _JOINT | _RELATIVE, "it is no ratio of two groups of one rate"),
+    "worst": (NEITHER_IS_BETTER | _JOINT | _RELATIVE | {"demographic_parity"}, "no end of it is the worse one, so no group is the worst"),
+    "to_overall": (_RELATIVE | {"equalized_odds_mean"}, "it has no value of everybody"),
+}
+"""Field -> the gaps that never have it, and why."""
+
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _SHAPE = re.compile(
     r"^\s*(?:(?P<label>.+?)/)?(?P<attribute>[^/]+?)\.(?P<metric>[a-z_0-9]+)(?:\.(?P<field>[a-z_]+))?\s*(?P<sign><=|>=|<|>)\s*(?P<number>[-+.\deE]+)\s*$"
@@ -40,15 +50,28 @@ class Gate:
     number: float
 
 
-def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str], metrics: Sequence[str] = ()) -> Gate:
+def gate_fields(metric: str) -> tuple[str, ...]:
+    """The fields that the gap of a metric has.
+
+    Example:
+        >>> gate_fields("equalized_odds")
+        ('value', 'lower', 'upper', 'p', 'p_holm', 'to_overall')
+    """
+    return tuple(name for name in FIELDS if metric not in _WITHOUT.get(name, ((), ""))[0])
+
+
+def parse_gate(
+    text: str, labels: Sequence[str], attributes: Sequence[str], metrics: Sequence[str] = (), primary: Sequence[str] = ()
+) -> Gate:
     """Read ``[LABEL/]ATTRIBUTE.METRIC[.FIELD] < NUMBER``.
 
     ATTRIBUTE is an audited attribute, ``any`` (every attribute) or ``overall``; FIELD is value (default), lower, upper,
     p, p_holm, ratio, worst (the worst group's value) or to_overall (the largest distance of a group from everybody);
-    without LABEL every label is meant. ``metrics`` are those of a continuous value (mean, median), where one is audited.
+    without LABEL every label is meant. ``metrics`` are those of a continuous value (mean, median), where one is audited;
+    ``primary`` are the gaps whose p-values are adjusted (default: not checked).
 
     Raises:
-        ConfigError: a typo; the nearest known name is offered.
+        ConfigError: a typo, or a field that the metric never has; the nearest known name, or its fields, are offered.
 
     Example:
         >>> parse_gate("age.equalized_odds.lower > 0.1", ["y"], ["age"]).field
@@ -69,9 +92,23 @@ def parse_gate(text: str, labels: Sequence[str], attributes: Sequence[str], metr
     overall = part["attribute"] == "overall"
     _known(text, "metric", part["metric"], metrics or (METRICS if overall else [*METRICS, *COMBINED]))
     _known(text, "field", field, FIELDS[:3] if overall else FIELDS)
+    if not overall:
+        _check_field(text, part["metric"], field, primary)
     if part["attribute"] == "any" and not attributes:
         raise ConfigError(f"gate '{text}' is about attributes, but none is audited; name them with --groups")
     return Gate(text, part["label"], part["attribute"], part["metric"], field, part["sign"], number)
+
+
+def _check_field(text: str, metric: str, field: str, primary: Sequence[str]) -> None:
+    """Refuse what could never be computed, which would look like a failed gate."""
+    if field not in gate_fields(metric):
+        fields = ", ".join(gate_fields(metric))
+        raise ConfigError(f"gate '{text}': {metric} has no '{field}', because {_WITHOUT[field][1]}; its fields are {fields}")
+    if field == "p_holm" and primary and metric not in primary:
+        raise ConfigError(
+            f"gate '{text}': {metric} has no 'p_holm', as only the primary gaps are corrected ({', '.join(primary)}); "
+            f"take 'p', or add --primary {metric}"
+        )
 
 
 def _known(text: str, what: str, name: str, known: Sequence[str]) -> None:

@@ -170,7 +170,7 @@ def _judge(
 ) -> tuple[AuditResult, Callable[[AuditResult], None]]:
     """(the audit of labels and scores, what checks its gates)."""
     names = [*taken.classes, "macro"] if taken.classes else list(taken.labels)
-    gates = [parse_gate(text, names, taken.attributes) for text in fail_if]
+    gates = [parse_gate(text, names, taken.attributes, primary=config.primary) for text in fail_if]
     if config.metrics:
         config = replace(config, metrics=[*config.metrics, *(gate.metric for gate in gates)])
     result = evaluate(

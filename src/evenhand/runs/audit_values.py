@@ -149,7 +149,7 @@ def judge_values(
     """
     _check_options(config)
     config = checked_config(config)
-    parsed = [parse_gate(text, list(question.values), taken.attributes, VALUE_METRICS) for text in gates]
+    parsed = [parse_gate(text, list(question.values), taken.attributes, VALUE_METRICS, config.primary) for text in gates]
     frame = taken.frame
     units: dict[str, str] = {}
     notes: list[str] = []
