@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from evenhand.data.groups import LEADING_ZERO
 from evenhand.evaluation.coding import value_texts
 from evenhand.evaluation.predictions import GROUP_SUFFIX
-from evenhand.evaluation.recognise import says_split
+from evenhand.evaluation.recognise import IMAGES, PATIENTS, SPLITS, says_split, squeeze
 
 WORDS = frozenset({
     "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "u", "?", ".", "missing", "not reported", "not available",
@@ -20,6 +22,51 @@ WORDS = frozenset({
 
 CODES = frozenset({"-1", "-9", "-99", "-999", "99", "999", "9999"})
 """Numbers that do so among codes (99 not where 98 is a code as well); of measurements only those below 0, and 999 and 9999."""
+
+EMPTY = frozenset({"NA", "NaN", "nan", "null", "NULL", "N/A", "."})
+"""Texts that R, pandas, SQL and SAS write for an empty cell; among numbers they can mean nothing else."""
+
+_IDS = frozenset(name for tiers in (PATIENTS, SPLITS, IMAGES) for tier in tiers for name in tier)
+
+
+def emptied(frame: pd.DataFrame, ids: Collection[str | None] = ()) -> tuple[pd.DataFrame, list[str]]:
+    """The table with the words of `EMPTY` as empty cells where all other cells of a column are numbers, and a sentence about it.
+
+    Text columns ("NA" among races), ids and codes with leading zeros stay as they are.
+
+    Args:
+        frame: the table.
+        ids: columns that are no numbers whatever they look like; those named as patients, splits and images are never touched.
+
+    Example:
+        >>> emptied(pd.DataFrame({"age": ["61", "NA"], "race": ["NA", "b"]}))[1]
+        ["'NA' counts as empty in columns where all other cells are numbers: 'age' (1 cell)"]
+    """
+    made: dict[str, Any] = {}
+    shown, words = [], set()
+    for name in frame.columns:
+        if name in ids or squeeze(name) in _IDS or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        try:
+            codes, distinct = pd.factorize(frame[name])
+        except TypeError:  # lists or objects in the cells of a DataFrame
+            continue
+        texts = pd.Series(np.asarray(distinct, dtype=object)).map(lambda value: value.strip() if isinstance(value, str) else value)
+        empty = texts.isin(EMPTY)
+        others = texts[~empty & (texts != "")].astype("string")
+        if not empty.any() or others.empty or pd.to_numeric(others, errors="coerce").isna().any() or others.str.match(LEADING_ZERO).any():
+            continue
+        numbers = pd.to_numeric(texts.where(~empty & (texts != ""), None)).astype(float).to_numpy()
+        made[name] = np.append(numbers, np.nan)[codes]
+        n = int(np.isin(codes, np.flatnonzero(empty)).sum())
+        words |= set(texts[empty])
+        shown.append(f"'{name}' ({n} cell{'s' * (n > 1)})")
+    if not made:
+        return frame, []
+    quoted = ", ".join(f"'{word}'" for word in sorted(words))
+    listed = ", ".join(shown[:8]) + (f", … ({len(shown)} columns in all)" if len(shown) > 8 else "")
+    counts = "count" if len(words) > 1 else "counts"
+    return frame.assign(**made), [f"{quoted} {counts} as empty in columns where all other cells are numbers: {listed}"]
 
 
 def doubtful(

@@ -14,7 +14,7 @@ from evenhand.data.groups import measured, quantile_edges, quantile_groups
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.cohort import split_rows
 from evenhand.evaluation.columns import coded_frame, is_quantiles, split_column
-from evenhand.evaluation.doubts import doubtful, unused_splits
+from evenhand.evaluation.doubts import doubtful, emptied, unused_splits
 from evenhand.evaluation.predictions import GROUP_SUFFIX, need_column
 from evenhand.evaluation.recognise import MOST_VALUES, Attributes, Outcome, find_attributes, find_outcome, find_single, is_measured
 
@@ -88,7 +88,7 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
     """
     if frame.empty:
         raise TableError("the table has no rows; an audit needs at least one row an image")
-    frame = _named_columns(frame.reset_index(drop=True))
+    frame, emptied_said = emptied(_named_columns(frame.reset_index(drop=True)), (asked.patient, asked.split))
     groups, bins = _shorthand(frame, asked)
     outcome = None if asked.values else _outcome(frame, asked)
     columns = asked.values if outcome is None else (*outcome.labels, *outcome.scores, *outcome.preds.values())
@@ -121,8 +121,8 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
         tuple(classes),
         found.names,
         edges,
-        _said(roles, unused, [*cut, *passed, *done, *doubts]),
-        tuple(done + cut + doubts),
+        _said(roles, unused, [*emptied_said, *cut, *passed, *done, *doubts]),
+        tuple(emptied_said + done + cut + doubts),
         record,
     )
 

@@ -28,7 +28,8 @@ def read_predictions(path: str | os.PathLike[str], *, text: Sequence[str] = ("im
     - JSON lines (one object a line), and a JSON list of objects.
     - any of these compressed with gzip; parquet.
 
-    Only an empty field is missing; "NA" is a value. A column whose values have leading zeros ("01") stays text.
+    Only an empty field is missing; "NA" is text here; `evenhand.evaluation.doubts.emptied` sees to it among
+    numbers. A column whose values have leading zeros ("01") stays text.
 
     Args:
         path: a file, or a folder holding predictions.parquet.
@@ -137,7 +138,20 @@ def _read_delimited(raw: bytes, file: Path, text: Sequence[str]) -> pd.DataFrame
     )
     frame.columns = frame.columns.str.strip()
     _check_rows(frame, separator, file)
-    return _with_codes(frame, body, separator, text)
+    return _with_codes(_with_points(frame) if comma else frame, body, separator, text)
+
+
+def _with_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Decimal commas as points in columns that a word such as NA kept from being numbers (as R's write.csv2 leaves them)."""
+    made = {}
+    for name in frame.columns:
+        if not pd.api.types.is_string_dtype(frame[name]):
+            continue
+        texts = pd.Series(frame[name].unique()).dropna().astype(str)
+        number = texts.str.fullmatch(r"\s*[-+]?\d+,\d+\s*")
+        if number.any() and (number | texts.str.fullmatch(r"\s*[-+]?\d*\s*") | texts.str.fullmatch(r"[A-Za-z/.]+")).all():
+            made[name] = frame[name].str.replace(r"^(\s*[-+]?\d+),(\d+\s*)$", r"\1.\2", regex=True)
+    return frame.assign(**made)
 
 
 def _check_header(header: str, rest: bytes, separator: str, file: Path) -> None:
