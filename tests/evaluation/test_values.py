@@ -193,6 +193,10 @@ def test_directions_are_known_by_name_and_told_for_the_rest() -> None:
     assert worse_up(["los"]) == ["hd95", "los"]
     with pytest.raises(ConfigError, match="lower_is_better names 'typo'"):
         worse_up(["typo"])
+    with pytest.raises(ConfigError, match="said of 'dice', which is known"):
+        worse_up(["dice"])
+    with pytest.raises(ConfigError, match="said of 'dice', which is known"):
+        evaluate_values(frame, values=["dice"], attributes=[], config=QUICK, lower_is_better=True)
 
 
 def test_tables_and_gates_work_for_values() -> None:

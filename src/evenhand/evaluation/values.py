@@ -33,7 +33,7 @@ ERRORS = ("hd95", "hausdorff", "hausdorff95", "hd", "assd", "asd", "mae", "mse",
 """Column names that mean "lower is better" without being told."""
 
 SCORES = ("dice", "dsc", "iou", "jaccard", "nsd", "surface_dice")
-"""Column names that mean "higher is better" whatever is said of the others."""
+"""Column names that mean "higher is better"; the opposite is refused, and a flag for all values leaves them as they are."""
 
 
 @dataclass(frozen=True)
@@ -275,13 +275,25 @@ def value_column(column: pd.Series, name: str) -> FloatArray:
 
 def _directions(names: Sequence[str], lower_is_better: bool | Sequence[str]) -> frozenset[str]:
     known = {name for name in names if name.lower() in ERRORS}
+    scores = [name for name in names if name.lower() in SCORES]
+    if lower_is_better is True and len(scores) == len(names):
+        raise _contradicted(scores[0])
     if isinstance(lower_is_better, bool):
         return frozenset(known | {name for name in names if lower_is_better and name.lower() not in SCORES})
     named = [lower_is_better] if isinstance(lower_is_better, str) else [str(name) for name in lower_is_better]
     for name in named:
         if name not in names:
             raise ConfigError(f"lower_is_better names '{name}', which is not among the values ({', '.join(names)})")
+        if name in scores:
+            raise _contradicted(name)
     return frozenset(known | set(named))
+
+
+def _contradicted(name: str) -> ConfigError:
+    return ConfigError(
+        f"lower_is_better is said of '{name}', which is known as a score that is better when higher; leave it out, "
+        f"or rename the column if it holds a loss, as {name}_loss"
+    )
 
 
 def _permutations(cohort: ValueCohort, config: AuditConfig) -> int:
