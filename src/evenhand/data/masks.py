@@ -96,13 +96,21 @@ def _png(file: Path) -> npt.NDArray[Any]:
 
 
 def _numpy(file: Path) -> npt.NDArray[Any]:
-    loaded = np.load(file, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        if len(loaded.files) != 1:
-            raise ImageError(f"holds {len(loaded.files)} arrays ({', '.join(loaded.files[:5])}), but a mask archive holds one")
-        return np.asarray(loaded[loaded.files[0]])
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            if len(loaded.files) != 1:
+                raise ImageError(f"holds {len(loaded.files)} arrays ({', '.join(loaded.files[:5])}), but a mask archive holds one")
+            return np.asarray(loaded[loaded.files[0]])
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        # numpy takes every other file for a pickle, and advises to load what may run code
+        raise ImageError(
+            f"is no NumPy array of numbers (damaged, another kind of file named {file.suffix}, or Python objects); save it with numpy.save"
+        ) from error
 
 
 def _nifti(file: Path) -> tuple[npt.NDArray[Any], tuple[float, ...], str]:

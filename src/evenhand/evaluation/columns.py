@@ -68,7 +68,12 @@ def _class_frame(
     frame: pd.DataFrame, found: Outcome, logits: bool, guess: bool, pos_label: str | None
 ) -> tuple[pd.DataFrame, list[str], list[str]]:
     if pos_label is not None:
-        raise ConfigError("--pos-label is for labels of two classes; here every class is judged against the rest")
+        own = next((name for name in found.scores if name == pos_label or name.endswith(f"_{pos_label}")), found.scores[0])
+        raise ConfigError(
+            f"--pos-label {pos_label} works with one --score column, but '{found.labels[0]}' has {len(found.scores)} "
+            f"({', '.join(found.scores[:4])}{', …' if len(found.scores) > 4 else ''}), so that every class is judged against the rest; "
+            f"leave it out, or name its score, as --label {found.labels[0]} --score {own}"
+        )
     label = found.labels[0]
     truth = value_texts(need_column(frame, label, "label"))
     classes = list(found.classes) or class_names(sorted(set(truth) - {""}), found.scores)
