@@ -120,12 +120,16 @@ def refused(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (["--value", "sex"], "column 'sex' has 120 values that are not numbers"),
+        (["--value", "sex", "--groups", "age"], "column 'sex' has 120 values that are not numbers"),
         (["--value", "dise"], "did you mean 'dice'?"),
         (["--value", "dice", "--label", "sex"], "value and label are given together"),
         (["--value", "dice", "--pred-mask", "a", "--true-mask", "b"], "value and masks are given together"),
         (["--value", "dice", "--adjust", "site"], "adjust is for labels and scores"),
         (["--value", "dice", "--metrics", "auc"], "metrics is for labels and scores"),
+        (["--value", "dice", "--threshold", "f1"], "threshold is for labels and scores"),
+        (["--value", "dice", "--no-finding", "x"], "no_finding is for labels and scores"),
+        (["--value", "dice", "--groups", "dice"], "column 'dice' is among the groups, but is the value that is judged"),
+        (["--value", "dice", "--lower-is-better"], "lower_is_better is said of 'dice'"),
         (["--value", "dice", "--images", "."], "images and spacing are for masks"),
         (["--lower-is-better"], "lower_is_better is for continuous values"),
         (["--pred-mask", "dice"], "true_mask is missing"),
@@ -157,7 +161,11 @@ def test_masks_of_another_shape_are_refused_before_any_is_scored(
 ) -> None:
     pytest.importorskip("monai")
     np.save(masks.parent / "masks" / "p5.npy", np.ones((20, 21), np.uint8))
-    shown = refused(mask_arguments(masks, tmp_path / "out"), tmp_path / "out", capsys)
+    assert main(mask_arguments(masks, tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
+    shown = capsys.readouterr().err
+    # no empty line of a progress bar before it
+    assert shown.startswith("error: ")
     assert "1 of 24 pairs of masks cannot be scored" in shown
 
 

@@ -133,3 +133,10 @@ def test_errors_use_the_users_names(asked: Request, words: str) -> None:
         take_in(FRAME, asked)
     assert "y_score" not in caught.value.summary
     assert "y_true" not in caught.value.summary
+
+
+def test_a_positive_class_needs_one_score_column() -> None:
+    frame = pd.DataFrame({"dx": ["mel", "nev", "bcc"] * 4, "p_mel": 0.5, "p_nev": 0.3, "p_bcc": 0.2})
+    with pytest.raises(ConfigError, match=r"works with one --score column, .* as --label dx --score p_mel"):
+        take_in(frame, Request(pos_label="mel"))
+    assert take_in(frame, Request(label=("dx",), score=("p_mel",), pos_label="mel")).frame["y_true"].sum() == 4

@@ -13,7 +13,7 @@ from evenhand.config.schema import AuditConfig
 from evenhand.errors import ConfigError
 from evenhand.evaluation.compare import compare
 from evenhand.evaluation.evaluate import evaluate
-from evenhand.evaluation.selection import RESAMPLED, check_names, check_reference, chosen_metrics, underdiagnosis_metric
+from evenhand.evaluation.selection import RESAMPLED, check_names, check_no_finding, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import permuted_null
 from evenhand.metrics import COMBINED, METRICS, average_precision, calibration_slope_intercept, expected_calibration_error
 from evenhand.metrics.cells import make_cell
@@ -192,3 +192,12 @@ def test_macro_calibration_errors_are_not_tested_and_the_others_are() -> None:
     assert (gaps["ece"]["p"], gaps["ece"]["lower"]) == (None, None)
     assert gaps["ece_corrected"]["p"] is not None
     assert found["provenance"]["bootstrap"] == REACH * found["provenance"]["family"]["tests"]
+
+
+def test_a_label_of_health_must_be_a_label() -> None:
+    check_no_finding(["no-finding", "Normal"], ["Edema"])
+    with pytest.raises(ConfigError, match="no_finding names 'edma', which is none of the labels; did you mean 'edema'"):
+        check_no_finding(["edma"], ["edema", "mass"])
+    frame = pd.DataFrame({"y": [0, 1] * 20, "p": np.linspace(0, 1, 40)})
+    with pytest.raises(ConfigError, match="no_finding names 'foo'"):
+        audit(frame, "y", "p", [], no_finding=["foo"])

@@ -103,7 +103,7 @@ def take_in(frame: pd.DataFrame, asked: Request) -> Intake:
         coded, classes, done = coded_frame(
             frame, outcome, logits=asked.logits, guess=not asked.score, pos_label=asked.pos_label
         )
-    _check_roles(outcome, parts)
+    _check_roles(outcome, parts, asked.values)
     coded = coded.assign(**_single_columns(frame, single.patient, single.split, single.image))
     _check_bins(bins, found.names)
     coded, quantiles = _quantiles(coded, frame, found.names, bins)
@@ -136,8 +136,11 @@ def _named_columns(frame: pd.DataFrame) -> pd.DataFrame:
     return frame if names == list(frame.columns) else frame.set_axis(names, axis=1)
 
 
-def _check_roles(outcome: Outcome | None, parts: Sequence[str]) -> None:
-    """A label is not its own score, and neither is an attribute."""
+def _check_roles(outcome: Outcome | None, parts: Sequence[str], values: Sequence[str]) -> None:
+    """A label is not its own score, and neither is an attribute; nor is a value."""
+    own = next((name for name in parts if name in values), None)
+    if own is not None:
+        raise ConfigError(f"column '{own}' is among the groups, but is the value that is judged; leave it out of --groups")
     if outcome is None:
         return
     both = next((name for name in outcome.labels if name in (*outcome.scores, *outcome.preds.values())), None)

@@ -80,6 +80,21 @@ def underdiagnosis_metric(label: str, no_finding: Sequence[str]) -> str:
     return "fpr" if _plain(label) in {_plain(name) for name in no_finding} else "fnr"
 
 
+def check_no_finding(no_finding: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse names of health that no label has; those of the default list are looked for in every audit.
+
+    Raises:
+        ConfigError: with the nearest label.
+
+    Example:
+        >>> check_no_finding(["No Finding", "clear"], ["Edema", "Clear"])
+    """
+    usual = {_plain(name) for name in AuditConfig().no_finding}
+    for name in no_finding:
+        if _plain(name) not in usual | {_plain(label) for label in labels}:
+            raise ConfigError(f"no_finding names '{name}', which is none of the labels; {_hint(name, labels)}")
+
+
 def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 

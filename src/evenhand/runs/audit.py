@@ -21,6 +21,7 @@ from evenhand.evaluation.intake import Bins, Intake, Request, take_in
 from evenhand.evaluation.long_table import TABLES, audit_tables
 from evenhand.evaluation.metadata import join_metadata
 from evenhand.evaluation.reading import read_predictions
+from evenhand.evaluation.selection import check_no_finding
 from evenhand.files import check_folder, write_text
 from evenhand.runs.audit_values import judge_values, value_question
 
@@ -170,6 +171,7 @@ def _judge(
 ) -> tuple[AuditResult, Callable[[AuditResult], None]]:
     """(the audit of labels and scores, what checks its gates)."""
     names = [*taken.classes, "macro"] if taken.classes else list(taken.labels)
+    check_no_finding(config.no_finding, names)
     gates = [parse_gate(text, names, taken.attributes, primary=config.primary) for text in fail_if]
     if config.metrics:
         config = replace(config, metrics=[*config.metrics, *(gate.metric for gate in gates)])

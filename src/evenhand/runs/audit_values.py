@@ -126,7 +126,11 @@ def _folder_of(table: Any) -> Path:
 
 def _check_options(config: AuditConfig) -> None:
     """Refuse what would be passed over in silence."""
-    for name, given in (("adjust", config.adjust), ("reference", config.reference), ("metrics", set(config.metrics) - set(VALUE_METRICS))):
+    usual = AuditConfig()
+    others = {name: getattr(config, name) != getattr(usual, name) for name in ("threshold", "no_finding", "ece_bins")}
+    others |= {"adjust": bool(config.adjust), "reference": bool(config.reference)}
+    others["metrics"] = bool(set(config.metrics) - set(VALUE_METRICS))
+    for name, given in others.items():
         if given:
             raise ConfigError(f"{name} is for labels and scores; an audit of continuous values has means and medians only, so leave it out")
 
@@ -216,7 +220,9 @@ def _bar(shown: bool) -> Iterator[Callable[[str, int, int], object] | None]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # off a terminal a bar leaves an empty line, before an error as well
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
