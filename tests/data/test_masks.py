@@ -122,7 +122,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "text.npz").write_text("hello")
     for name in ("object.npy", "text.npy", "text.npz"):
-        with pytest.raises(ImageError, match=r"is no NumPy array of numbers .* save it with numpy\.save") as caught:
+        with pytest.raises(ImageError, match=r"cannot be read as a NumPy array of numbers .* save it with numpy\.save") as caught:
             read_mask(tmp_path / name)
         assert "pickle" not in str(caught.value)
 

@@ -109,7 +109,7 @@ def _numpy(file: Path) -> npt.NDArray[Any]:
             raise
         # numpy takes every other file for a pickle, and advises to load what may run code
         raise ImageError(
-            f"is no NumPy array of numbers (damaged, another kind of file named {file.suffix}, or Python objects); save it with numpy.save"
+            "cannot be read as a NumPy array of numbers (damaged, of another kind, or Python objects); save it with numpy.save"
         ) from error
 
 
