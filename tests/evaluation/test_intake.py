@@ -140,3 +140,44 @@ def test_a_positive_class_needs_one_score_column() -> None:
     with pytest.raises(ConfigError, match=r"works with one --score column, .* as --label dx --score p_mel"):
         take_in(frame, Request(pos_label="mel"))
     assert take_in(frame, Request(label=("dx",), score=("p_mel",), pos_label="mel")).frame["y_true"].sum() == 4
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"y": [-1, 0, 1] * 4, "p": [0.5] * 12},
+        {"y": [-1.0, 1, None] * 4, "p": [0.5] * 12},
+        {"Edema": [-1, 0, 1] * 4, "Mass": [0, 1, 1] * 4, "score_Edema": [0.5] * 12, "score_Mass": [0.5] * 12},
+        {"label_a": [-1, 0, 1] * 4, "label_b": [0, 1, 1] * 4, "score_a": [0.5] * 12, "score_b": [0.5] * 12},
+        {"label": ["-1", "0", "1"] * 4, "prob_0": [0.5] * 12, "prob_1": [0.5] * 12},
+    ],
+)
+def test_uncertain_labels_are_named_as_such(columns: dict[str, list[float]]) -> None:
+    """Labels of -1, as CheXpert has them, with and without --label."""
+    frame, name = pd.DataFrame(columns), next(iter(columns))
+    for label in ((), (name,)):
+        with pytest.raises(TableError, match=rf"column '{name}' is -1 in 4 rows, which CheXpert .* uncertain") as caught:
+            take_in(frame, Request(label=label))
+        assert caught.value.details[0] == f"row 1: {name} is -1"
+
+
+def test_minus_one_may_be_the_negative_class() -> None:
+    frame = pd.DataFrame({"y": [-1, 1] * 4, "p": 0.5})
+    assert take_in(frame, Request(pos_label="1")).frame["y_true"].tolist() == [0.0, 1.0] * 4
+
+
+@pytest.mark.parametrize("marks", [[True, False] * 6, [1, 0] * 6, ["True", "False"] * 6, ["1", "0"] * 6])
+def test_a_flag_of_test_rows_is_a_split_where_nothing_else_can_be_meant(marks: list[object]) -> None:
+    frame = pd.DataFrame({"y": [0, 1, 1] * 4, "p": 0.5, "is_test": marks})
+    taken = take_in(frame, Request())
+    assert taken.frame["split"].tolist() == ["test", "train"] * 6
+    assert taken.record["roles"]["split"] == {"columns": ["is_test"], "how": "recognised"}
+    for other in (frame.rename(columns={"is_test": "test"}), frame.assign(is_val=0), frame.assign(in_test=marks)):
+        name = "test" if "test" in other else "is_test"
+        taken = take_in(other, Request())
+        assert "split" not in taken.frame
+        assert any(f"column '{name}' may mark the test rows, but is not used" in note for note in taken.notes)
+        assert take_in(other, Request(split=name)).frame["split"].tolist() == ["test", "train"] * 6
+    # a split wins, and what is empty somewhere is no mark
+    assert take_in(frame.assign(split="test"), Request()).record["roles"]["split"]["columns"] == ["split"]
+    assert "split" not in take_in(frame.assign(is_test=[None, *marks[1:]]), Request()).frame

@@ -75,6 +75,8 @@ def code_label(values: pd.Series, name: str, pos_label: str | None = None) -> tu
     if pos_label is not None and found and pos_label not in found:
         raise ConfigError(f"--pos-label {pos_label} is not among the values of column '{name}' ({_listed(found)}); give one of them")
     negative_only = pos_label is None and len(found) == 1 and any(found[0].casefold() == negative for _, negative in PAIRS)
+    if pos_label is None and "-1" in found and set(found) <= {"-1", "0", "1"}:
+        raise _uncertain(values, name)
     if positive is None and not negative_only:
         if set(found) <= {"0", "1", "0.0", "1.0"} or not _words(found):
             return binary_column(values, name), ""
@@ -88,6 +90,26 @@ def code_label(values: pd.Series, name: str, pos_label: str | None = None) -> tu
     coded: Floats = np.asarray(texts == positive, dtype=np.float64) if positive else np.zeros(len(texts))
     coded[(texts == "").to_numpy(bool)] = np.nan
     return coded, positive or ""
+
+
+def _uncertain(values: pd.Series, name: str) -> TableError:
+    """What -1 means in labels of radiology reports, and what to do about it."""
+    rows = np.flatnonzero(np.asarray(value_texts(values) == "-1"))
+    return TableError(
+        f"column '{name}' is -1 in {len(rows)} rows, which CheXpert and MIMIC-CXR write for an uncertain label; an audit needs 0 and 1: "
+        "empty these cells to leave the rows out, or make them 0 or 1 by a rule of your own (--pos-label 1 if -1 means negative)",
+        [f"row {row + 1}: {name} is -1" for row in rows],
+    )
+
+
+def certain(values: Sequence[str]) -> list[str]:
+    """The values of a label without the -1 that stands for "uncertain" beside 0 and 1.
+
+    Example:
+        >>> certain(["-1", "0", "1"]), certain(["-1", "1", "2"])
+        (['0', '1'], ['-1', '1', '2'])
+    """
+    return ["0", "1"] if set(values) == {"-1", "0", "1"} else list(values)
 
 
 def code_scores(columns: Mapping[str, pd.Series], *, logits: bool, guess: bool, softmax: bool = False) -> tuple[list[Floats], str]:

@@ -12,7 +12,7 @@ import pandas as pd
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.coding import code_label, code_scores, label_values, value_texts
 from evenhand.evaluation.predictions import need_column
-from evenhand.evaluation.recognise import SPLIT_WORDS, Outcome
+from evenhand.evaluation.recognise import MAYBE_TEST_FLAGS, SPLIT_WORDS, TEST_FLAGS, Outcome, is_flag, squeeze
 
 Names = str | Sequence[str] | None
 
@@ -99,11 +99,13 @@ def _replaced(frame: pd.DataFrame, taken: dict[str, Any]) -> pd.DataFrame:
 
 
 def split_column(values: pd.Series, name: str) -> pd.Series:
-    """A split column with its usual words as train, val and test.
+    """A split column with its usual words as train, val and test; of a column such as ``is_test`` 1 is test and 0 is train.
 
     Raises:
         TableError: several splits, none of which is a test split.
     """
+    if squeeze(name) in TEST_FLAGS | MAYBE_TEST_FLAGS and is_flag(values):
+        return value_texts(values).str.casefold().map({"1": "test", "true": "test"}).fillna("train").astype("string")
     text = values.astype("string").str.strip()
     split = text.str.casefold().map(lambda word: SPLIT_WORDS.get(word, word), na_action="ignore").astype("string")
     present = sorted(set(split.dropna()) - {""})

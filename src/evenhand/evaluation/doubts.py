@@ -11,7 +11,7 @@ import pandas as pd
 from evenhand.data.groups import LEADING_ZERO
 from evenhand.evaluation.coding import value_texts
 from evenhand.evaluation.predictions import GROUP_SUFFIX
-from evenhand.evaluation.recognise import IMAGES, PATIENTS, SPLITS, says_split, squeeze
+from evenhand.evaluation.recognise import IMAGES, MAYBE_TEST_FLAGS, PATIENTS, SPLITS, TEST_FLAGS, is_flag, says_split, squeeze
 
 WORDS = frozenset({
     "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "u", "?", ".", "missing", "not reported", "not available",
@@ -115,10 +115,17 @@ def _is_doubtful(text: str, measured: bool, codes: Collection[str]) -> bool:
 
 
 def unused_splits(frame: pd.DataFrame, unused: Sequence[str]) -> list[str]:
-    """Columns that hold train, val and test, but whose name does not say that they are a split: training rows would be judged."""
+    """Columns that hold train, val and test, but whose name does not say that they are a split: training rows would be judged.
+
+    Also columns of 0 and 1 that may mark test rows.
+    """
+    flags = [name for name in unused if squeeze(name) in TEST_FLAGS | MAYBE_TEST_FLAGS and is_flag(frame[name])]
     texts = [name for name in unused if not pd.api.types.is_numeric_dtype(frame[name])]
     return [
         f"column '{name}' reads like a split, but is not used, so that all rows are judged; to judge test rows only say --split {name}"
         for name in texts
-        if says_split(frame[name])
+        if name not in flags and says_split(frame[name])
+    ] + [
+        f"column '{name}' may mark the test rows, but is not used, so that all rows are judged; if it does, say --split {name}"
+        for name in flags
     ]

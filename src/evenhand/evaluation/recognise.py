@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from evenhand.errors import ConfigError
-from evenhand.evaluation.coding import label_values, positive_of
+from evenhand.evaluation.coding import certain, label_values, positive_of
 from evenhand.evaluation.predictions import GROUP_SUFFIX
 
 Tiers = tuple[tuple[str, ...], ...]
@@ -64,6 +64,14 @@ SPLIT_WORDS = {
     "train set": "train", "training set": "train", "train_set": "train", "trainset": "train", "test set": "test", "testing set": "test",
     "test_set": "test", "testset": "test", "validation set": "val", "val set": "val", "validation_set": "val", "val_set": "val",
 }  # fmt: skip
+
+TEST_FLAGS = frozenset({"istest", "istestset", "intest", "intestset", "testrow", "testflag"})
+"""Columns of 0 and 1 that can only say whether a row is of the test split."""
+
+MAYBE_TEST_FLAGS = frozenset({"test", "testset", "holdout", "isholdout"})
+"""Columns of 0 and 1 that may say so, or hold the result of a test."""
+
+VAL_FLAGS = frozenset({"isval", "isvalid", "isvalidation", "inval", "isdev", "istune"})
 
 
 @dataclass(frozen=True)
@@ -246,7 +254,7 @@ def _families(columns: Iterable[str], prefixes: frozenset[str]) -> dict[str, dic
 
 def _class_columns(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> dict[str, str]:
     """Class -> score column, where every value of the label has one; empty where there are none."""
-    values = label_values(frame[label])
+    values = certain(label_values(frame[label]))
     # pred_class beside pred_0 and pred_1 is a decision, not the score of a class
     scored = [name for name in numeric if not any(squeeze(stem) in ("class", "label") for _, stem in _stems(name, SCORE_PREFIXES))]
     families = _families(scored, SCORE_PREFIXES)
@@ -261,7 +269,7 @@ def _class_columns(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> d
 
 def _lacking(frame: pd.DataFrame, label: str, numeric: Sequence[str]) -> str:
     """Which classes of a label have no score column, where others have one; empty where none has."""
-    values = label_values(frame[label])
+    values = certain(label_values(frame[label]))
     found = [set(values) & set(columns) for columns in _families(numeric, SCORE_PREFIXES).values()]
     most = max(found, key=len, default=set())
     if len(values) < 3 or not most:
@@ -284,7 +292,7 @@ def _label_family(frame: pd.DataFrame, free: Sequence[str], numeric: Sequence[st
     truths = _families(free, LABEL_PREFIXES)
     found: dict[tuple[tuple[str, str], ...], Outcome] = {}
     for columns in _families(numeric, SCORE_PREFIXES).values():
-        bare = {name: name for name in free if name in columns and len(label_values(frame[name])) <= 2}
+        bare = {name: name for name in free if name in columns and len(certain(label_values(frame[name]))) <= 2}
         for labels in (*truths.values(), bare):
             stems = [stem for stem in labels if stem in columns and labels[stem] != columns[stem]]
             pairs = tuple((labels[stem], columns[stem]) for stem in stems)
@@ -335,7 +343,9 @@ def find_single(frame: pd.DataFrame, taken: Iterable[str], patient: str | None, 
     free = [str(name) for name in frame.columns if name not in {*taken, patient, split}]
     return Single(
         patient or pick(free, PATIENTS, "patient", "--patient"),
-        split or pick(free, SPLITS, "split", "--split", lambda name: name == "split" or says_split(frame[name])),
+        split
+        or pick(free, SPLITS, "split", "--split", lambda name: name == "split" or says_split(frame[name]))
+        or _test_flag(frame, free),
         pick(free, IMAGES, "image", "another name") if "image" in free else _first_image(free),
     )
 
@@ -343,6 +353,19 @@ def find_single(frame: pd.DataFrame, taken: Iterable[str], patient: str | None, 
 def _first_image(free: Sequence[str]) -> str | None:
     """Images only serve to count duplicates, so that the first of several names will do."""
     return next((name for name in free if squeeze(name) in IMAGES[1]), None)
+
+
+def _test_flag(frame: pd.DataFrame, free: Sequence[str]) -> str | None:
+    """The only column that marks test rows with 1, where none marks validation rows and no split is there."""
+    marks = [name for name in free if squeeze(name) in TEST_FLAGS and is_flag(frame[name])]
+    return marks[0] if len(marks) == 1 and not any(squeeze(name) in VAL_FLAGS for name in free) else None
+
+
+def is_flag(values: pd.Series) -> bool:
+    """Whether a column is 0 and 1, or true and false, in every row, and both occur."""
+    if values.isna().any() or values.nunique() != 2:
+        return False
+    return {value.casefold() for value in label_values(values)} in ({"0", "1"}, {"true", "false"})
 
 
 def says_split(values: pd.Series) -> bool:
