@@ -299,3 +299,11 @@ def test_the_macro_calibration_error_is_centred_as_its_classes_are(quick: AuditC
     macro = evaluate(frame, labels=["y"], classes=["a", "b", "c"], attributes=["sex"], config=quick).data["labels"]["macro"]["overall"]
     assert (macro["ece"]["lower"], macro["ece"]["upper"]) == (macro["ece_corrected"]["lower"], macro["ece_corrected"]["upper"])
     assert macro["ece"]["value"] > macro["ece_corrected"]["value"]
+
+
+def test_names_of_one_test_count_once_in_the_family(make_table: Callable[..., pd.DataFrame], quick: AuditConfig) -> None:
+    alone = _run(make_table(), replace(quick, primary=["auc", "tpr"]))
+    twice = _run(make_table(), replace(quick, primary=["auc", "tpr", "fnr", "equal_opportunity"]))
+    assert twice["provenance"]["family"]["tests"] == alone["provenance"]["family"]["tests"]
+    for part in twice["labels"]["y"]["attributes"].values():
+        assert len({part["gaps"][name]["p_holm"] for name in ("tpr", "fnr", "equal_opportunity")}) == 1

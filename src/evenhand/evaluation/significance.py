@@ -15,7 +15,7 @@ from evenhand.evaluation.selection import RESAMPLED
 from evenhand.metrics.cells import make_cell, variance_floor
 from evenhand.metrics.gaps import Gap, GroupValue
 from evenhand.metrics.large_groups import is_large, normal_maxima, shared_by_rates
-from evenhand.metrics.permutation import holm, largest_difference, log_moments, null_maxima
+from evenhand.metrics.permutation import MIRRORS, holm, largest_difference, log_moments, null_maxima
 
 FloatArray = npt.NDArray[np.float64]
 Members = dict[str, list[GroupValue]]
@@ -150,10 +150,15 @@ def bootstrap_null(measured: Mapping[str, Measured], members: Members) -> dict[s
     return found
 
 
+SAME_TEST = {**MIRRORS, "equal_opportunity": "tpr", "demographic_parity": "positive_rate"}
+"""Gaps that are tested by the test of another one: together in a family they count once."""
+
+
 def adjust(gaps: Mapping[tuple[str, str], dict[str, Gap]], primary: Sequence[str]) -> int:
     """Fill ``p_holm`` of the named family (primary metrics x attributes x labels) in place; returns the number of tests."""
     family = [(where, name) for where, found in gaps.items() for name in primary if found[name].p is not None]
-    adjusted = holm([float(gaps[where][name].p or 0.0) for where, name in family])
-    for (where, name), p in zip(family, adjusted, strict=True):
-        gaps[where][name] = replace(gaps[where][name], p_holm=p)
-    return len(family)
+    tests = {(where, SAME_TEST.get(name, name)): float(gaps[where][name].p or 0.0) for where, name in family}
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    for where, name in family:
+        gaps[where][name] = replace(gaps[where][name], p_holm=adjusted[where, SAME_TEST.get(name, name)])
+    return len(tests)
