@@ -6,6 +6,7 @@ prints the summary and at most ten details; ``--problems FILE`` writes all of th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -77,3 +78,20 @@ class DiskFullError(RunError):
 
 class DependencyError(EvenhandError):
     """A package is missing, too old, or two packages do not match (torch and torchvision)."""
+
+
+def nearest(name: str, known: Sequence[str], cutoff: float = 0.6, otherwise: str | None = None) -> str:
+    """What to do about an unknown name: the nearest known one, or all of them.
+
+    Args:
+        name: what arrived.
+        known: the names there are.
+        cutoff: least likeness, in [0, 1], of `difflib.get_close_matches`.
+        otherwise: what is said when nothing is near; default: the known names.
+
+    Example:
+        >>> nearest("tprr", ["tpr", "auc"]), nearest("x", ["tpr", "auc"])
+        ("did you mean 'tpr'?", 'known are tpr, auc')
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else otherwise or f"known are {', '.join(known)}"

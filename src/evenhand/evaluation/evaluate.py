@@ -22,7 +22,16 @@ from evenhand.evaluation.details import add_details
 from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
-from evenhand.evaluation.selection import FEW, RESAMPLED, SLOW, check_names, check_reference, chosen_metrics, underdiagnosis_metric
+from evenhand.evaluation.selection import (
+    FEW,
+    RESAMPLED,
+    SLOW,
+    check_names,
+    check_numbers,
+    check_reference,
+    chosen_metrics,
+    underdiagnosis_metric,
+)
 from evenhand.evaluation.significance import (
     Members,
     adjust,
@@ -174,11 +183,7 @@ def checked_cohort(predictions: pd.DataFrame, *, classes: Sequence[str], config:
 
 def _check(config: AuditConfig, classes: Sequence[str]) -> None:
     check_names(config)
-    if not 0.5 <= config.confidence < 1:
-        raise ConfigError(f"confidence is {config.confidence:g}, but must lie in [0.5, 1), as 0.95")
-    for option in ("bootstrap", "permutations", "min_patients", "max_groups"):
-        if getattr(config, option) < (2 if option in ("min_patients", "max_groups") else 0):
-            raise ConfigError(f"{option} is {getattr(config, option)}, which is too small")
+    check_numbers(config)
     if MACRO in classes:
         raise ConfigError(f"a class is named '{MACRO}', which is the name of the average over classes; rename the class")
 

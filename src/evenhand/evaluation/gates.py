@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evenhand.errors import ConfigError, GateError
+from evenhand.errors import ConfigError, GateError, nearest
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED, RATIOS
 from evenhand.metrics.rates import NEITHER_IS_BETTER, SIGNED
@@ -114,9 +113,7 @@ def _check_field(text: str, metric: str, field: str, primary: Sequence[str]) -> 
 def _known(text: str, what: str, name: str, known: Sequence[str]) -> None:
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    raise ConfigError(f"gate '{text}' names the {what} '{name}', which is unknown; {hint}")
+    raise ConfigError(f"gate '{text}' names the {what} '{name}', which is unknown; {nearest(name, known, cutoff=0.5)}")
 
 
 def check_gates(gates: Sequence[Gate], audit: Mapping[str, Any]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from evenhand.config.schema import AuditConfig
-from evenhand.errors import ConfigError
+from evenhand.errors import ConfigError, nearest
 from evenhand.metrics.cells import METRICS
 from evenhand.metrics.gaps import COMBINED
 
@@ -48,9 +47,22 @@ def check_names(config: AuditConfig) -> None:
     for what, names in (("primary metric", config.primary), ("metric", config.metrics)):
         for name in names:
             if name not in GAP_NAMES:
-                raise ConfigError(f"{what} '{name}' is unknown; {_hint(name, GAP_NAMES)}")
+                raise ConfigError(f"{what} '{name}' is unknown; {nearest(name, GAP_NAMES)}")
     if config.ece_bins < 2:
         raise ConfigError(f"ece_bins is {config.ece_bins}, but the calibration error needs at least 2 bins, as 10")
+
+
+def check_numbers(config: AuditConfig) -> None:
+    """Refuse numbers out of their range, for audits of labels and of continuous values.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    if not 0.5 <= config.confidence < 1:
+        raise ConfigError(f"confidence is {config.confidence:g}, but must lie in [0.5, 1), as 0.95")
+    for option in ("bootstrap", "permutations", "min_patients", "max_groups"):
+        if getattr(config, option) < (2 if option in ("min_patients", "max_groups") else 0):
+            raise ConfigError(f"{option} is {getattr(config, option)}, which is too small")
 
 
 def check_reference(reference: Mapping[str, str], groups: Mapping[str, Sequence[str]]) -> None:
@@ -65,9 +77,9 @@ def check_reference(reference: Mapping[str, str], groups: Mapping[str, Sequence[
     """
     for attribute, group in reference.items():
         if attribute not in groups:
-            raise ConfigError(f"reference names the attribute '{attribute}', which is not audited; {_hint(attribute, list(groups))}")
+            raise ConfigError(f"reference names the attribute '{attribute}', which is not audited; {nearest(attribute, list(groups))}")
         if str(group) not in groups[attribute]:
-            raise ConfigError(f"reference group '{group}' of {attribute} does not occur; {_hint(str(group), groups[attribute])}")
+            raise ConfigError(f"reference group '{group}' of {attribute} does not occur; {nearest(str(group), groups[attribute])}")
 
 
 def underdiagnosis_metric(label: str, no_finding: Sequence[str]) -> str:
@@ -92,13 +104,8 @@ def check_no_finding(no_finding: Sequence[str], labels: Sequence[str]) -> None:
     usual = {_plain(name) for name in AuditConfig().no_finding}
     for name in no_finding:
         if _plain(name) not in usual | {_plain(label) for label in labels}:
-            raise ConfigError(f"no_finding names '{name}', which is none of the labels; {_hint(name, labels)}")
+            raise ConfigError(f"no_finding names '{name}', which is none of the labels; {nearest(name, labels)}")
 
 
 def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"

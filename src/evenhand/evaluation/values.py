@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +13,13 @@ import pandas as pd
 
 from evenhand.config.schema import AuditConfig
 from evenhand.data.groups import Groups
-from evenhand.errors import ConfigError, TableError
+from evenhand.errors import ConfigError, TableError, nearest
 from evenhand.evaluation.attributes import MISSING_KEY, audit_groups, rows_kept
 from evenhand.evaluation.cohort import one_seed, patient_ids, split_rows
 from evenhand.evaluation.evaluate import SCHEMA, AuditResult
 from evenhand.evaluation.predictions import need_column
 from evenhand.evaluation.provenance import facts
+from evenhand.evaluation.selection import check_numbers
 from evenhand.evaluation.significance import adjust
 from evenhand.evaluation.value_groups import MeasuredValue, measure_values, value_gaps
 from evenhand.evaluation.value_verdicts import value_verdicts
@@ -180,14 +180,9 @@ def checked_config(config: AuditConfig | None) -> AuditConfig:
         config = replace(config, primary=["mean"])
     for name in config.primary:
         if name not in VALUE_METRICS:
-            near = difflib.get_close_matches(name, VALUE_METRICS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "values have mean and median"
+            hint = nearest(name, VALUE_METRICS, otherwise="values have mean and median")
             raise ConfigError(f"primary gap '{name}' is not one of a continuous value; {hint}")
-    if not 0.5 <= config.confidence < 1:
-        raise ConfigError(f"confidence is {config.confidence:g}, but must lie in [0.5, 1), as 0.95")
-    for option in ("bootstrap", "permutations", "min_patients", "max_groups"):
-        if getattr(config, option) < (2 if option in ("min_patients", "max_groups") else 0):
-            raise ConfigError(f"{option} is {getattr(config, option)}, which is too small")
+    check_numbers(config)
     return config
 
 

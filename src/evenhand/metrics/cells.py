@@ -13,7 +13,7 @@ from evenhand.metrics.auc import RankedRows, auc_with_variance, rank_rows, weigh
 from evenhand.metrics.average_precision import auc_and_average_precision, average_precision_with_variance
 from evenhand.metrics.calibration import BinnedRows, bin_rows, binned_error, corrected_error, error_with_variance
 from evenhand.metrics.net_benefit import threshold_odds, why_no_net_benefit
-from evenhand.metrics.rates import NEITHER_IS_BETTER, RATES, SUMS, rate, rate_gradient, ratios, row_sums
+from evenhand.metrics.rates import RATES, SUMS, rate, rate_gradient, ratios, row_sums
 from evenhand.metrics.recalibration import Recalibration, recalibrate
 
 FloatArray = npt.NDArray[np.float64]
@@ -273,8 +273,3 @@ def variance_floor(metric: str, units: Any) -> Any:
     if metric in ("brier", "log_loss", "ece", "ece_corrected", *CALIBRATION):
         return 0.0
     return 0.25 / np.maximum(units, 1).astype(float) ** (3 if metric == "auc" else 2)
-
-
-def has_worst(metric: str) -> bool:
-    """Whether one end of the metric is the worse one (it is not for positive rate and prevalence)."""
-    return metric not in NEITHER_IS_BETTER

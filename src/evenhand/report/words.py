@@ -174,11 +174,6 @@ def gap_title(name: str) -> str:
     return known.title if known.kind != "performance" else f"{known.title.split(' (')[0]} gap"
 
 
-def gap_kind(name: str) -> str:
-    """'ratio' where 1 means no difference, else 'gap'."""
-    return "ratio" if measure(name).kind == "ratio" else "gap"
-
-
 def reason(text: str | None) -> str:
     """Why an estimate could not be made, in words."""
     return REASONS.get(text or "", (text or "").replace("_", " "))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from evenhand.config.schema import AuditConfig
-from evenhand.errors import ConfigError, TableError
+from evenhand.errors import ConfigError, TableError, nearest
 from evenhand.evaluation.arrays import frame_of_arrays, is_array, table_of
 from evenhand.evaluation.columns import names_of
 from evenhand.evaluation.evaluate import AuditResult, evaluate
@@ -196,9 +195,7 @@ def configured(config: AuditConfig | None, options: Mapping[str, Any]) -> AuditC
     known = {item.name for item in fields(config)}
     unknown = next((name for name in options if name not in known), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
-        raise ConfigError(f"there is no option '{unknown}'; {hint}")
+        raise ConfigError(f"there is no option '{unknown}'; {nearest(unknown, sorted(known))}")
     made = {name: value for name, value in options.items() if value is not None}
     for name, value in made.items():
         if isinstance(getattr(config, name), list):
