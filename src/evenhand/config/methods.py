@@ -104,6 +104,18 @@ class LEACEConfig(MethodConfig):
 
 
 @dataclass
+class LeastEncodingConfig(MethodConfig):
+    """The probe on those leading principal components that tell least of the attribute, at next to no AUC (after Yang et al., 2024)."""
+
+    name: str = opt("least_encoding", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    given_label: bool = opt(True, "count only what tells the groups apart among rows of one label value")
+    components: Optional[list[int]] = opt(None, "numbers of components to try beside all of them; default: powers of two from 8", low=1)
+    tolerance: float = opt(0.01, "most validation AUC to give up against the best candidate", low=0)
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
+
+
+@dataclass
 class ThresholdsConfig(MethodConfig):
     """Per-group thresholds on a linear probe's scores (fairlearn's ThresholdOptimizer; needs the attribute at use)."""
 
@@ -125,6 +137,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "dfr": DFRConfig,
     "eo_head": EOHeadConfig,
     "leace": LEACEConfig,
+    "least_encoding": LeastEncodingConfig,
     "thresholds": ThresholdsConfig,
     "dne": DNEConfig,
     "gezo": GeZOConfig,

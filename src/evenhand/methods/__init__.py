@@ -11,6 +11,7 @@ _PUBLIC = {
     "Finetune": "evenhand.methods.baselines.erm",
     "GroupDRO": "evenhand.methods.baselines.group_dro",
     "LEACE": "evenhand.methods.baselines.leace",
+    "LeastEncoding": "evenhand.methods.baselines.least_encoding",
     "LinearProbe": "evenhand.methods.baselines.linear_probe",
     "METHODS": "evenhand.methods.registry",
     "Resample": "evenhand.methods.baselines.resample",

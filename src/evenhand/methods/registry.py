@@ -24,6 +24,7 @@ _MODULES = {
     "dfr": "evenhand.methods.baselines.dfr",
     "eo_head": "evenhand.methods.baselines.eo_head",
     "leace": "evenhand.methods.baselines.leace",
+    "least_encoding": "evenhand.methods.baselines.least_encoding",
     "thresholds": "evenhand.methods.baselines.thresholds",
     "dne": "evenhand.methods.editing.dne",
     "gezo": "evenhand.methods.editing.gezo",

@@ -88,7 +88,8 @@ class Encoder:
         if self.config.url:
             raise MethodError(
                 "the weights of the encoder are needed, but model.url is a server that gives embeddings only; use a method that trains a "
-                "head on embeddings (linear_probe, reweight, dfr, eo_head, leace, thresholds) or gezo, or give the weights with model="
+                "head on embeddings (linear_probe, reweight, dfr, eo_head, leace, least_encoding, thresholds) or gezo, or give the weights "
+                "with model="
             )
         if self._classifier is None:
             self._classifier = build_classifier(self.config, 0, self.seed)
@@ -291,7 +292,8 @@ def make_task(
         if config.model.url:
             raise MethodError(
                 f"method={config.method.name} trains the network itself, but model.url is a server that gives embeddings only; use "
-                "a method that trains a head (linear_probe, reweight, dfr, eo_head, leace, thresholds), or give the weights with model="
+                "a method that trains a head (linear_probe, reweight, dfr, eo_head, leace, least_encoding, thresholds), or give the "
+                "weights with model="
             )
         model = build_classifier(config.model, n_outputs, seed, from_scratch=from_scratch)
         return model if edit is None else model.with_edit(edit.edit)

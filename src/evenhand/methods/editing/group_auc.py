@@ -39,7 +39,7 @@ class GroupAUC:
         split: the rows.
         attribute: whose groups are told apart.
         seed: of the bootstrap.
-        n_bootstrap: replicates.
+        n_bootstrap: replicates; with 0 there are values and no intervals.
 
     Attributes:
         draws: name -> value and replicates, of every estimate that could be made.
@@ -93,7 +93,7 @@ class GroupAUC:
 
         strata = self._strata()
         blocks = bootstrap_blocks(value, strata, self.n_bootstrap, self.seed, "leakage")
-        return self._record(name, Draws(float(value(np.ones((len(strata), 1)))[0]), np.concatenate(list(blocks))), n)
+        return self._record(name, Draws(float(value(np.ones((len(strata), 1)))[0]), np.concatenate([np.empty(0), *blocks])), n)
 
     def _ranked(self, rows: Rows, scores: Array) -> list[tuple[RankedRows, npt.NDArray[np.int64]]]:
         """Ranked rows and the patients they belong to, for every group that can be told from the rest."""

@@ -52,7 +52,7 @@ class LabelledRows:
 
 
 def read_given_label(
-    train: LabelledRows, val: LabelledRows, test: LabelledRows, n_groups: int, n_values: int
+    train: LabelledRows, val: LabelledRows, test: LabelledRows, n_groups: int, n_values: int, *, standardize: bool = True
 ) -> tuple[Array, dict[int, str]]:
     """Scores (n, K) of the test rows, and which head ("one" or "own") gave those of every value of the label.
 
@@ -62,9 +62,10 @@ def read_given_label(
         test: rows to score; those without the label get the scores of the common head.
         n_groups: K.
         n_values: values of the label.
+        standardize: standardise the columns by the training rows; off where a rotation of such columns is given.
     """
     fit = train.usable()
-    standard = Standardizer.fit(train.z[fit])
+    standard = Standardizer.fit(train.z[fit], standardize)
     columns = {id(rows): _with_label(standard, rows, n_values) for rows in (train, val, test)}
     seen = np.where(val.labelled, val.codes, -1)
     common, _ = fit_reader(columns[id(train)][fit], train.codes[fit], n_groups, (columns[id(val)], seen), standardize=False)
@@ -73,7 +74,7 @@ def read_given_label(
         rows, judged = train.usable(value), val.usable(value)
         if judged.sum() < MIN_ROWS or len(np.unique(train.codes[rows])) < 2:
             continue
-        own, _ = fit_reader(train.z[rows], train.codes[rows], n_groups, (val.z[judged], val.codes[judged]))
+        own, _ = fit_reader(train.z[rows], train.codes[rows], n_groups, (val.z[judged], val.codes[judged]), standardize=standardize)
         losses = [
             log_loss(head, x[judged], val.codes[judged], "multiclass") for head, x in ((own, val.z), (common, columns[id(val)]))
         ]
