@@ -1,6 +1,6 @@
 """The one training loop.
 
-    train_model(model, train, val, setup, *, loss=None, cells=None, balance=False, sample_weight=None) -> TrainOutcome
+    train_model(model, train, val, setup, *, loss=None, cells=None, balance=False, sample_weight=None, watch=None) -> TrainOutcome
     predict_model(model, images, batch_size, device, kind) -> probabilities
 
 ``setup`` is a method's `Task`, or a `TrainSetup`. An epoch's order, augmentation and dropout are functions of the run's
@@ -44,6 +44,7 @@ from evenhand.training.sampling import even_batches
 from evenhand.training.schedules import Plateau, learning_rate
 from evenhand.training.selection import Best, pooled_auc, resolve_monitor
 from evenhand.training.settings import Setup, TrainSetup, check_trainer, peak_lr, resolve_precision
+from evenhand.training.watching import EpochFacts, StopTraining, Watch
 
 if TYPE_CHECKING:
     from evenhand.methods.base import Split
@@ -82,6 +83,7 @@ def train_model(
     cells: npt.NDArray[Any] | None = None,
     balance: bool = False,
     sample_weight: npt.NDArray[Any] | None = None,
+    watch: Watch | None = None,
 ) -> TrainOutcome:
     """Train a classifier, keep the best epoch, and leave a checkpoint after every epoch.
 
@@ -98,6 +100,8 @@ def train_model(
         cells: (n,) or (n, L) integer group x label cell of every training row, -1 for none; given to the loss.
         balance: draw rows so that every cell of ``cells`` (n,) is seen equally often; rows without a cell are left out.
         sample_weight: (n,) or (n, L) weight of every training row in the loss, of mean 1 to keep its scale.
+        watch: called with the `EpochFacts` of every epoch; may raise `StopTraining`, any other exception passes on. Epochs
+            that a resumed run finds done are not told of again.
 
     Raises:
         InputError: no labelled training row, or the store holds a checkpoint of another run.
@@ -113,6 +117,7 @@ def train_model(
         with run.bar() as advance:
             while not run.finished:
                 run.train_epoch(advance)
+                run.tell(watch)
                 run.save(digest)
                 run.announce()
     return run.outcome()
@@ -156,12 +161,14 @@ class _Run:
         self.plateau = Plateau(trainer.gamma, trainer.plateau_patience, maximise=monitor == "val_auc")
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
+        self.val_logits: npt.NDArray[np.float32] | None = None
+        self.stopped: str | None = None
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or early stopping says so."""
+        """All epochs are done, or early stopping or who watches says so."""
         patience = self.trainer.early_stopping
-        return self.epoch >= self.trainer.max_epochs or 0 < patience <= self.best.bad_epochs
+        return self.stopped is not None or self.epoch >= self.trainer.max_epochs or 0 < patience <= self.best.bad_epochs
 
     @property
     def selected(self) -> nn.Module:
@@ -255,6 +262,7 @@ class _Run:
         if len(self.val) == 0:
             return None, None
         logits = predict_logits(self.selected, self.val.x, self.setup.batch_size, self.device, self.accelerator.autocast)
+        self.val_logits = logits
         y = np.asarray(self.val.y)
         auc = pooled_auc(y, probabilities(logits, self.setup.kind), self.setup.kind)
         if self.best.monitor == "last" and not (y >= 0).any():
@@ -265,10 +273,20 @@ class _Run:
             raise _non_finite("validation loss", str(loss), f"after epoch {self.epoch + 1}", self.epoch + 1, self.trainer)
         return loss, auc
 
+    def tell(self, watch: Watch | None) -> None:
+        """Tell who watches of the epoch that ended, and remember where they end the run."""
+        if watch is not None and self.accelerator.is_main_process:
+            try:
+                watch(EpochFacts(self.epoch, dict(self.history[-1]), self.val_logits, self.best.epoch))
+            except StopTraining as stop:
+                self.stopped = stop.reason
+        if self.world > 1:
+            self.stopped = broadcast_object_list([self.stopped])[0]
+
     def save(self, digest: str) -> None:
         """Put the state after this epoch into the store; plain dicts of tensors, numbers, strings and lists."""
         if self.accelerator.is_main_process:
-            state = {"schema": SCHEMA, "digest": digest, "epoch": self.epoch, "history": self.history}
+            state = {"schema": SCHEMA, "digest": digest, "epoch": self.epoch, "history": self.history, "stopped": self.stopped}
             parts = {name: part.state_dict() for name, part in self._parts().items()}
             self.setup.store.put(KEY, to_cpu({**state, "parts": parts}))
         self.accelerator.wait_for_everyone()
@@ -284,6 +302,7 @@ class _Run:
         for name, part in self._parts().items():
             part.load_state_dict(state["parts"][name])
         self.epoch, self.history = int(state["epoch"]), [dict(record) for record in state["history"]]
+        self.stopped = state.get("stopped")
         log.info("training goes on after epoch %d", self.epoch)
 
     def _parts(self) -> dict[str, Any]:
@@ -325,7 +344,9 @@ class _Run:
         """The model with the selected weights, and how it came to be."""
         self.model.load_state_dict(self.best.weights or self.selected.state_dict())
         self.model.eval()
-        return TrainOutcome(self.model, self.history, self.epoch, self.best.epoch, self.notes)
+        stop = f"training was stopped after epoch {self.epoch} of {self.trainer.max_epochs}: {self.stopped}"
+        notes = self.notes if self.stopped is None else (*self.notes, stop)
+        return TrainOutcome(self.model, self.history, self.epoch, self.best.epoch, notes)
 
 
 def _make_augmenter(setup: Setup, shape: tuple[int, int, int]) -> Augmenter:
