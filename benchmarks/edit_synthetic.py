@@ -45,6 +45,7 @@ HEADS = {
     "penalised head": ["method=eo_head"],
     "LEACE": ["method=leace"],
     "LEACE given label": ["method=leace", "method.given_label=true"],
+    "least encoding": ["method=least_encoding"],
 }
 NOISE = {"noise of the published size": "published white", "noise of our size": "white"}
 COMBINED = {"white + penalised head": ("white", ["method=eo_head"])}

@@ -57,9 +57,9 @@ class DNEConfig(EditMethodConfig):
     """An image edit trained with the encoder's gradient (Debiased Noise Editing, MICCAI 2024), then a linear probe."""
 
     name: str = opt("dne", "registry name of the method")
-    epochs: int = opt(20, "passes over the training rows", "epochs")
-    batch_size: int = opt(192, "images a step (published: 128)", "images")
-    lr: float = opt(12.0, "peak step of Adam, in natural steps of the family, all parameters together (published: 5e-5 for each)", low=0)
+    epochs: int = opt(24, "passes over the training rows", "epochs")
+    batch_size: int = opt(64, "images a step (published: 128)", "images")
+    lr: float = opt(36.0, "peak step of Adam, in natural steps of the family, all parameters together (published: 5e-5 for each)", low=0)
     natural_steps: bool = opt(True, "measure lr in the family's natural steps; false: it is the step of each parameter")
     schedule: str = opt("cosine", "learning-rate schedule", choices=("constant", "cosine"))
     reset_optimizer: bool = opt(False, "new Adam moments every epoch (as published)")

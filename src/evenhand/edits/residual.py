@@ -88,8 +88,10 @@ class ResidualEdit(Edit):
 
     def change(self, images: torch.Tensor) -> torch.Tensor:
         """x + f(x, i, j)."""
-        pieces = images.split(max(1, _PIECE // (images.shape[2] * images.shape[3]))) if images.device.type == "cpu" else (images,)
-        return torch.cat([self._change(piece) for piece in pieces])
+        if images.device.type != "cpu":
+            return self._change(images)
+        size = max(1, _PIECE // (images.shape[2] * images.shape[3]))
+        return torch.cat([self._change(images[start : start + size]) for start in range(0, max(len(images), 1), size)])
 
     def _change(self, images: torch.Tensor) -> torch.Tensor:
         features = torch.cat([2.0 * images - 1.0, self.coordinates.expand(len(images), -1, -1, -1)], dim=1)
