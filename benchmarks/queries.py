@@ -228,14 +228,16 @@ def shared_options(config: EditMethodConfig) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in fields(EditMethodConfig) if item.name not in ("name", "refit_every")}
 
 
-def white_box(bench: Bench, config: GeZOConfig, epochs: int, lr: float) -> dict[str, Any]:
-    """The gain of the same family and loss trained by gradient."""
+def white_box(bench: Bench, config: GeZOConfig, epochs: int, steps: list[float]) -> dict[str, Any]:
+    """The gain of the same family and loss trained by gradient: the largest of several learning rates, each at its best epoch."""
     started = time.perf_counter()
-    natural = {"epochs": epochs, "lr": lr, "batch_size": 64, "refit_every": 8, "controls": False, "patience": epochs}
-    white = DNEConfig(**(shared_options(config) | natural))
     judge = Judge(bench, config)
-    edit = DNE(white).fit_edit(bench.fresh()).edit
-    return {"gain": judge.gain(edit.vector()), "none": judge.none, "seconds": time.perf_counter() - started}
+    gains = {}
+    for lr in steps:
+        natural = {"epochs": epochs, "lr": lr, "batch_size": 64, "refit_every": 8, "controls": False, "measure": False, "patience": epochs}
+        edit = DNE(DNEConfig(**(shared_options(config) | natural))).fit_edit(bench.fresh()).edit
+        gains[f"{lr:g}"] = judge.gain(edit.vector())
+    return {"gain": max(gains.values()), "gains": gains, "none": judge.none, "seconds": time.perf_counter() - started}
 
 
 def black_box(bench: Bench, config: GeZOConfig, target: float) -> dict[str, Any]:
@@ -308,8 +310,8 @@ def main() -> int:
     parser.add_argument("--patients", type=int, default=3000)
     parser.add_argument("--ways", nargs="*", choices=WAYS, help="default: all")
     parser.add_argument("--way", action="append", default=[], help="a way of your own: 'name:key=json;key=json'")
-    parser.add_argument("--epochs", type=int, default=20, help="of the white box")
-    parser.add_argument("--lr", type=float, default=0.3, help="of the white box, in natural steps")
+    parser.add_argument("--epochs", type=int, default=24, help="of the white box")
+    parser.add_argument("--lr", type=float, nargs="*", default=[4.0, 12.0, 36.0], help="of the white box, natural steps; the best counts")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="JSON lines; default: runs/benchmarks/queries[-quick].jsonl")
     parser.add_argument("--quick", action="store_true")
