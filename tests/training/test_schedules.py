@@ -1,6 +1,7 @@
 """Learning rates against torch's schedulers and MAE's formula."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -47,6 +48,21 @@ def test_the_published_dne_schedule_is_maes():
 def test_constant_warm_up_then_the_schedule_starts_from_its_beginning():
     trainer = TrainerConfig(schedule="step", step_size=2, gamma=0.5, warmup="constant", warmup_epochs=1, warmup_lr=1e-4)
     assert [learning_rate(epoch, trainer, 0.4) for epoch in (0, 0.5, 1, 2.9, 3, 5)] == pytest.approx([1e-4, 1e-4, 0.4, 0.4, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(("warmup", "torchs"), [("linear", lr_scheduler.LinearLR), ("constant", lr_scheduler.ConstantLR)])
+def test_a_warm_up_from_a_share_of_the_peak_is_torchs(warmup, torchs):
+    """The published recipe: LinearLR or ConstantLR with a factor of 0.01, then the schedule."""
+    trainer = TrainerConfig(schedule="step", step_size=2, gamma=0.5, warmup=warmup, warmup_epochs=4, warmup_share=0.01, max_epochs=9)
+    first = "start_factor" if warmup == "linear" else "factor"
+
+    def make(optimizer):
+        warm = torchs(optimizer, **{first: 0.01}, total_iters=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own call of a deprecated argument
+            return lr_scheduler.SequentialLR(optimizer, [warm, lr_scheduler.StepLR(optimizer, 2, 0.5)], [4])
+
+    assert [learning_rate(epoch, trainer, 0.1) for epoch in range(9)] == pytest.approx(torch_rates(make, 9))
 
 
 @given(st.lists(st.floats(0.01, 1, allow_nan=False), min_size=1, max_size=30), st.booleans(), st.integers(0, 3))

@@ -38,7 +38,8 @@ class DataConfig:
     missing: str = opt("own_group", "rows with a missing attribute", choices=("own_group", "drop", "error"))
     batch_size: int = opt(64, "images per optimiser step", "images")
     val_fraction: float = opt(0.2, "share of non-test patients drawn into validation when splits are re-drawn", "share")
-    augment: str = opt("none", "augmentation recipe: none, chest_film, dermoscopy, photograph, fundus, published_dne")
+    augment: str = opt("none", "augmentation recipe: none, chest_film, dermoscopy, photograph, fundus, published_dne, "
+                       "published_fairtune")
 
 
 @dataclass
@@ -87,6 +88,8 @@ class TrainerConfig:
     warmup_epochs: float = opt(0.0, "warm-up", "epochs")
     warmup: str = opt("linear", "linear from 0, or constant at warmup_lr", choices=("linear", "constant"))
     warmup_lr: float = opt(1e-6, "learning rate of a constant warm-up", low=0)
+    warmup_share: Optional[float] = opt(None, "share of the peak rate that warm-up starts from (linear) or stays at (constant), in place "
+                                        "of 0 and of warmup_lr", "share")
     step_size: int = opt(10, "epochs between drops of the step schedule", "epochs")
     gamma: float = opt(0.1, "factor of the step, exponential and plateau schedules", low=0)
     plateau_patience: int = opt(5, "epochs without improvement before the plateau schedule drops", "epochs")

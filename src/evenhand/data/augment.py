@@ -101,6 +101,13 @@ def _published_dne(size: tuple[int, int]) -> list[Transform]:
     ]
 
 
+def _published_fairtune(size: tuple[int, int]) -> list[Transform]:
+    """FairTune's transform, which is torchvision's reference for classification: crop of 8-100%, mirror."""
+    from torchvision.transforms import v2
+
+    return [v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+
+
 RECIPES: dict[str, Callable[[tuple[int, int]], list[Transform]]] = {
     "none": lambda size: [],
     "chest_film": _chest_film,
@@ -108,6 +115,7 @@ RECIPES: dict[str, Callable[[tuple[int, int]], list[Transform]]] = {
     "photograph": _photograph,
     "fundus": _fundus,
     "published_dne": _published_dne,
+    "published_fairtune": _published_fairtune,
 }
 # recipes that come with a RandAugment string unless another one is given
 _RAND_AUGMENT = {"published_dne": "rand-m6-mstd0.5-inc1"}

@@ -13,7 +13,8 @@ def learning_rate(epochs: float, trainer: TrainerConfig, peak: float) -> float:
 
     With W warm-up epochs out of E, s = epochs - W and peak rate p:
 
-    - warm-up, epochs < W: linear p * epochs / W, or constant ``warmup_lr``;
+    - warm-up, epochs < W: linear p * (r + (1 - r) * epochs / W) with r = ``warmup_share`` (0 where it is not given), or
+      constant ``warmup_lr`` (r * p where r is given);
     - constant and plateau: p (a plateau's drops come from `Plateau`);
     - cosine: min_lr + (p - min_lr) * (1 + cos(pi * s / (E - W))) / 2;
     - step: p * gamma ** floor(s / step_size);
@@ -28,7 +29,11 @@ def learning_rate(epochs: float, trainer: TrainerConfig, peak: float) -> float:
         Cosine with per-step linear warm-up as in MAE's fine-tuning (arXiv 2111.06377).
     """
     if epochs < trainer.warmup_epochs:
-        return trainer.warmup_lr if trainer.warmup == "constant" else peak * epochs / trainer.warmup_epochs
+        share = trainer.warmup_share
+        if trainer.warmup == "constant":
+            return trainer.warmup_lr if share is None else peak * share
+        done = epochs / trainer.warmup_epochs
+        return peak * (done if share is None else share + (1 - share) * done)
     since = epochs - trainer.warmup_epochs
     if trainer.schedule == "cosine":
         share = min(1.0, since / max(trainer.max_epochs - trainer.warmup_epochs, 1e-12))

@@ -81,6 +81,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "layer_decay": (0, 1, False, True),
     "warmup_epochs": (0, float("inf"), True, False),
     "warmup_lr": (0, float("inf"), True, False),
+    "warmup_share": (0, 1, True, True),
     "step_size": (1, float("inf"), True, False),
     "gamma": (0, 1, False, True),
     "plateau_patience": (0, float("inf"), True, False),
