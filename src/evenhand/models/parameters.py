@@ -114,7 +114,8 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Optimiser groups of the trainable parameters: no weight decay on biases, norms, position embeddings and tokens.
 
-    ``lr_scale = layer_decay ** (last - layer)``: multiply the learning rate by it; the head has 1.
+    ``lr_scale = layer_decay ** (last - layer) * own``: multiply the learning rate by it; ``own`` is the parameter's
+    attribute ``lr_scale`` where a mask gave it one (`evenhand.models.masks.apply_mask`), else 1. The head has 1.
 
     Args:
         model: a timm network or an `ImageClassifier`.
@@ -142,7 +143,15 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
         groups = split(network, weight_decay, sorted(undecayed), layer_decay=layer_decay)
     if not groups:
         raise MethodError("no parameter is trainable; choose another freeze option")
-    return groups
+    return [part for group in groups for part in _by_own_scale(group)]
+
+
+def _by_own_scale(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group split by the ``lr_scale`` that its parameters carry; one without any stays as it is."""
+    members: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        members.setdefault(getattr(parameter, "lr_scale", 1.0), []).append(parameter)
+    return [{**group, "params": params, "lr_scale": group["lr_scale"] * own} for own, params in members.items()]
 
 
 def trainable_names(model: nn.Module, freeze: str) -> set[str]:
