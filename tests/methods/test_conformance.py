@@ -24,6 +24,7 @@ EDIT = {"family": ["tone"], "controls": False, "reference_images": 64}
 OPTIONS: dict[str, dict[str, object]] = {
     "dfr": {"n_models": 2},
     "least_encoding": {"components": [2, 4]},
+    "fairprune": {"rounds": 2, "images": 40},
     "dne": {**EDIT, "epochs": 1, "batch_size": 80},
     "gezo": {**EDIT, "budget": 2000, "query_images": 40, "rounds": 3},
 }
@@ -121,7 +122,7 @@ def test_unknown_attribute_is_refused_with_the_nearest(name, make_task):
         get_method(config).fit(make_task())
 
 
-@pytest.mark.parametrize("name", ["resample", "reweight", "group_dro", "eo_head", "leace", "least_encoding"])
+@pytest.mark.parametrize("name", ["resample", "reweight", "group_dro", "eo_head", "leace", "least_encoding", "fairprune", "fscl"])
 def test_missing_attributes_are_counted_in_the_notes(name, make_task):
     task = make_task()
     missing = int((task.train.groups["site"].codes < 0).sum())

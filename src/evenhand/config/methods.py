@@ -128,6 +128,36 @@ class ThresholdsConfig(MethodConfig):
     l2: Optional[float] = opt(None, L2_HELP, low=0)
 
 
+@dataclass
+class FairPruneConfig(MethodConfig):
+    """Set weights to zero that matter to the privileged group and little to the others (Wu et al., MICCAI 2022)."""
+
+    name: str = opt("fairprune", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    share: float = opt(0.35, "share of the weights that are zero after the last round", "share")
+    rounds: int = opt(7, "equal steps in which they are set to zero, each with a new measurement", low=1)
+    beta: float = opt(0.33, "how much the privileged group's saliency counts against a weight", low=0)
+    privileged: Optional[str] = opt(None, "the privileged group; default: the one with the highest AUC on validation rows")
+    pairs: str = opt("max", "more than two groups: against the one with the lowest AUC, or the mean of all others", choices=("max", "mean"))
+    pick: str = opt("gap", "gap: the round of the smallest validation gap within the tolerance; last: all of share",
+                    choices=("gap", "last"))
+    tolerance: float = opt(0.02, "pick=gap: most validation AUC to give up against the network as trained", low=0)
+    images: int = opt(500, "training images of a group that curvature is measured on", "images")
+    curvature_batch: int = opt(8, "images a backward pass of that measurement; 1 is exact, more is faster", "images")
+
+
+@dataclass
+class FSCLConfig(MethodConfig):
+    """Encoder trained by the fair supervised contrastive loss, then a linear head (Park et al., CVPR 2022)."""
+
+    name: str = opt("fscl", "registry name of the method")
+    attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
+    temperature: float = opt(0.1, "temperature of the loss (authors' default 0.1)", low=0.001)
+    dim: int = opt(128, "numbers in a projection (authors' default 128)", low=1)
+    normalise: bool = opt(True, "group-wise normalisation (FSCL+): every group x label cell counts equally")
+    l2: Optional[float] = opt(None, L2_HELP, low=0)
+
+
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "linear_probe": LinearProbeConfig,
     "finetune": FinetuneConfig,
@@ -139,6 +169,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "leace": LEACEConfig,
     "least_encoding": LeastEncodingConfig,
     "thresholds": ThresholdsConfig,
+    "fairprune": FairPruneConfig,
+    "fscl": FSCLConfig,
     "dne": DNEConfig,
     "gezo": GeZOConfig,
 }

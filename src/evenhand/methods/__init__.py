@@ -8,6 +8,8 @@ from typing import Any
 _PUBLIC = {
     "DFR": "evenhand.methods.baselines.dfr",
     "EOHead": "evenhand.methods.baselines.eo_head",
+    "FSCL": "evenhand.methods.baselines.fscl",
+    "FairPrune": "evenhand.methods.baselines.fairprune",
     "Finetune": "evenhand.methods.baselines.erm",
     "GroupDRO": "evenhand.methods.baselines.group_dro",
     "LEACE": "evenhand.methods.baselines.leace",

@@ -26,6 +26,8 @@ _MODULES = {
     "leace": "evenhand.methods.baselines.leace",
     "least_encoding": "evenhand.methods.baselines.least_encoding",
     "thresholds": "evenhand.methods.baselines.thresholds",
+    "fairprune": "evenhand.methods.baselines.fairprune",
+    "fscl": "evenhand.methods.baselines.fscl",
     "dne": "evenhand.methods.editing.dne",
     "gezo": "evenhand.methods.editing.gezo",
 }

@@ -142,16 +142,28 @@ def features_of(predictor: ModelPredictor, images: Images) -> Embeddings:
     return np.concatenate(parts)
 
 
+def linear_head(model: torch.nn.Module) -> torch.nn.Linear:
+    """A network's last layer.
+
+    Raises:
+        MethodError: it is not linear with a bias, so no fitted head can be written into it.
+    """
+    network: Any = getattr(model, "network", model)
+    last = network.get_classifier()
+    if not isinstance(last, torch.nn.Linear) or last.bias is None:
+        raise MethodError(f"this method replaces a linear last layer, but this network ends in {last}; use another model, or scope=head")
+    return last
+
+
 def put_head(model: torch.nn.Module, head: FittedHead) -> None:
     """Write an affine head into a network's last layer.
 
     Raises:
         MethodError: the last layer is not linear, or of another shape.
     """
-    network: Any = getattr(model, "network", model)
-    last = network.get_classifier()
-    if not isinstance(last, torch.nn.Linear) or last.bias is None or tuple(last.weight.shape) != head.weight.shape:
-        raise MethodError(f"dfr with scope=full replaces a linear last layer, but this network ends in {last}; use scope=head")
+    last = linear_head(model)
+    if tuple(last.weight.shape) != head.weight.shape:
+        raise MethodError(f"a head of shape {head.weight.shape} does not fit the last layer, {last}; use a model with that many outputs")
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(head.weight))
         last.bias.copy_(torch.from_numpy(head.bias))
