@@ -27,11 +27,20 @@ class LinearProbeConfig(MethodConfig):
 
 @dataclass
 class FinetuneConfig(MethodConfig):
-    """Full fine-tuning by empirical risk minimisation."""
+    """Fine-tuning by empirical risk minimisation, of the whole network or of the parts that a mask names."""
 
     name: str = opt("finetune", "registry name of the method")
     freeze: str = opt("none", "parts that stay as they are", choices=("none", "backbone", "norms", "all_but_norms"))
     from_scratch: bool = opt(False, "ignore the checkpoint and initialise at random")
+    mask: Optional[str] = opt(
+        None, "what to train: a mask.json that a search wrote, a published .npy, or full, head, attention, norms, bitfit, random, lora"
+    )
+    mask_lr: Optional[float] = opt(None, "peak learning rate in place of the mask's own; a .npy has none", low=0)
+    mask_space: Optional[str] = opt(None, "search space of a .npy, or to draw mask=random from; default: told by the network")
+    mask_n: Optional[int] = opt(None, "mask=random: number of trained parts (default half); mask=lora: the rank (default 8)", low=0)
+    mask_like: Optional[str] = opt(None, "mask=random: a mask.json whose size the random mask has")
+    mask_seed: Optional[int] = opt(None, "mask=random: seed of the draw; default: the run's")
+    mask_other_weights: bool = opt(False, "take a mask.json that was searched on other weights of this architecture")
 
 
 @dataclass

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from evenhand.errors import MethodError
 from evenhand.models.parameters import _unwrap
 from evenhand.optional import require
 from evenhand.random import derive_seed
@@ -62,6 +63,7 @@ def add_lora(model: nn.Module, ranks: Mapping[str, int], scales: Mapping[str, fl
     require("peft", "lora", "a mask with LoRA ranks")
     peft: Any = importlib.import_module("peft")
     network = _unwrap(model)
+    _check_called(model, ranks)
     patterns = {f"^{re.escape(name.removesuffix('.weight'))}": rank for name, rank in ranks.items()}
     config = peft.LoraConfig(
         target_modules="|".join(re.escape(name.removesuffix(".weight")) for name in ranks),
@@ -80,6 +82,33 @@ def add_lora(model: nn.Module, ranks: Mapping[str, int], scales: Mapping[str, fl
         parameter.requires_grad_(switches.get(id(parameter), True))
         if id(parameter) not in switches:
             parameter.lr_scale = scales[f"{name.split('.lora_')[0]}.weight"]  # type: ignore[attr-defined]
+
+
+def _check_called(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Some networks read a layer's weight without calling the layer: an update there would train and do nothing."""
+    network: Any = _unwrap(model)
+    modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in ranks}
+    called: set[str] = set()
+    handles = [module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()]
+    config = getattr(network, "pretrained_cfg", None) or {}
+    channels, *size = config.get("input_size", (3, 224, 224))
+    size = getattr(model, "input_size", None) or getattr(getattr(network, "patch_embed", None), "img_size", None) or size
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros((1, channels, *size), device=next(network.parameters()).device))
+    finally:
+        for module in training:
+            module.training = True
+        for handle in handles:
+            handle.remove()
+    missed = [name for name in ranks if name not in called]
+    if missed:
+        raise MethodError(
+            f"{type(network).__name__} reads {missed[0]} without calling its layer ({len(missed)} of {len(ranks)} matrices), so that a "
+            "low-rank update would do nothing; use rank 0 for its part"
+        )
 
 
 def merge_lora(model: nn.Module) -> nn.Module:

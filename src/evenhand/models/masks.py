@@ -27,7 +27,7 @@ from evenhand.errors import InputError, MethodError
 from evenhand.files import write_text
 from evenhand.models.lora import add_lora, lora_matrices, lora_size
 from evenhand.models.parameters import _unwrap, head_prefixes, hold_frozen_norms, model_fingerprint, parameter_roles
-from evenhand.models.parts import Part
+from evenhand.models.parts import SPACES, Part, make_parts
 
 SCHEMA = "evenhand.mask/1"
 
@@ -228,7 +228,9 @@ def apply_mask(model: nn.Module, mask: Mask, *, seed: int | None = None) -> list
         DependencyError: LoRA is asked for, and peft is not installed.
     """
     network = _unwrap(model)
-    check_parameters(model, mask)
+    if hasattr(network, "peft_config"):
+        raise MethodError("this network has LoRA layers of a mask already; fold them in with merge_lora before the next mask")
+    check_mask(model, mask)
     ranks = _lora_ranks(model, mask.parts)
     trained = {name: scale for name, rank, scale in _choices(model, mask.parts) if not rank}
     scales = {name: part.lr_scale for part in mask.parts for name in part.parameters if name in ranks}
@@ -243,20 +245,40 @@ def apply_mask(model: nn.Module, mask: Mask, *, seed: int | None = None) -> list
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
-def check_parameters(model: nn.Module, mask: Mask) -> None:
-    """Refuse a mask whose parameters are not those of a network.
+def check_mask(model: nn.Module, mask: Mask) -> None:
+    """Refuse a mask of another network: its parameters must be the network's, and its parts those of its space there.
 
     Raises:
-        MethodError: names the first parameter that the network lacks, or that is the head's.
+        MethodError: says what differs.
     """
     own, heads = {name for name, _ in _unwrap(model).named_parameters()}, _head(model)
     foreign = [name for part in mask.parts for name in part.parameters if name not in own or name in heads]
+    made = f"a mask of {mask.architecture}" if mask.architecture else "this mask"
     if foreign:
-        made = f"a mask of {mask.architecture}" if mask.architecture else "this mask"
         raise MethodError(
             f"{made} has parameters that this network ({_architecture(model)}) lacks or that are its head "
             f"({len(foreign)}, first: {foreign[0]}); use a mask that was searched for it"
         )
+    expected = _parts_of(model, mask.space)
+    if expected is not None and {(part.name, part.parameters) for part in mask.parts} != expected:
+        raise MethodError(
+            f"{made} has {len(mask.parts)} parts of '{mask.space}', which are not the {len(expected)} of this network "
+            f"({_architecture(model)}); use a mask that was searched for it"
+        )
+
+
+def _parts_of(model: nn.Module, space: str) -> set[tuple[str, tuple[str, ...]]] | None:
+    """Names and parameters of the parts of a space, None where it is neither a search space nor of a fixed mask."""
+    from evenhand.models.fixed_masks import FIXED_MASKS, FIXED_SPACE, fixed_parts
+
+    name = space.removeprefix(FIXED_SPACE)
+    if space in SPACES:
+        parts = make_parts(model, space)
+    elif space.startswith(FIXED_SPACE) and name in FIXED_MASKS:
+        parts = fixed_parts(model, name)[0]
+    else:
+        return None
+    return {(part.name, part.parameters) for part in parts}
 
 
 def read_mask(
@@ -268,7 +290,7 @@ def read_mask(
         path: the file.
         model: the network that it will be applied to.
         lr: learning rate to use instead of the file's; a ``.npy`` has none, so there it must be given.
-        space: the space of a ``.npy``; ignored for a mask.json. Default: the only published space of that length.
+        space: the space of a ``.npy``; default: the only published one of that length. A mask.json states its own.
         other_weights: take a mask.json that was searched on other weights of the same architecture.
 
     Raises:
@@ -285,7 +307,7 @@ def read_mask(
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"mask {path} cannot be read ({error}); give a mask.json that a search wrote, or a published .npy") from error
     mask = _from_record(_parse(text, str(path)), lr, str(path))
-    check_parameters(model, mask)
+    check_mask(model, mask)
     if mask.model_hash and not other_weights and mask.model_hash != network_hash(model):
         raise MethodError(
             f"mask {path} was searched on other weights than these ({mask.model_hash[:12]}…, here {network_hash(model)[:12]}…); "

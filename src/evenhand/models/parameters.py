@@ -90,6 +90,16 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, from its name: ``bias``, or a tensor such as ``q_bias``.
+
+    Example:
+        >>> is_bias("blocks.0.attn.qkv.bias"), is_bias("attn.relative_position_bias_table")
+        (True, False)
+    """
+    return re.search(r"(^|[._])bias$", name) is not None
+
+
 def layer_ids(model: nn.Module) -> dict[str, int]:
     """The layer of every parameter, 0 at the stem and highest at the head, from timm's own grouping.
 

@@ -28,7 +28,7 @@ from typing import Any
 from torch import nn
 
 from evenhand.errors import InputError, MethodError, nearest
-from evenhand.models.parameters import _unwrap, layer_ids, parameter_roles
+from evenhand.models.parameters import _unwrap, is_bias, layer_ids, parameter_roles
 
 SPACES: Mapping[str, str] = MappingProxyType(
     {
@@ -73,7 +73,6 @@ _PATHS = {
     "norm2": re.compile(r"norm2\."),
 }
 _TENSOR = re.compile(r"(?:attn|attention|self_attn)\.(qkv\.weight|qkv\.bias|proj\.weight|proj\.bias)$")
-_BIAS = re.compile(r"(^|[._])bias$")
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def _groups(space: str) -> tuple[tuple[str, _Belongs], ...]:
     if space in ("blocks", "stages"):
         return ((space[:-1], everything),)
     if space == "bitfit":
-        return (("bias", lambda place: bool(_BIAS.search(place.inner))),)
+        return (("bias", lambda place: is_bias(place.inner)),)
     if space == "attention_tensors":
         return tuple((tensor, _is_tensor(tensor)) for tensor in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias"))
     if space.startswith("conv|"):
@@ -242,7 +241,7 @@ def _groups(space: str) -> tuple[tuple[str, _Belongs], ...]:
     if "+" in space:
         roles = space.split("+")
         return ((space, lambda place: any(_in_role(place, role) for role in roles)),)
-    return tuple((role, lambda place, role=role: _in_role(place, role)) for role in space.split("|"))  # type: ignore[misc]
+    return tuple((role, lambda place, role=role: _in_role(place, role)) for role in space.split("|"))
 
 
 def _is_tensor(tensor: str) -> _Belongs:

@@ -47,9 +47,12 @@ def run_digest(model: nn.Module, train: Split, val: Split, setup: Setup, extras:
     trainer = {key: value for key, value in dataclasses.asdict(setup.trainer).items() if key not in _COSMETIC}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    scales = {name: scale for name, value in model.named_parameters() if (scale := getattr(value, "lr_scale", 1.0)) != 1.0}
     digest = hashlib.sha256()
-    options = [setup.kind, trainer, setup.batch_size, setup.seed, setup.augment, train.x.fingerprint, val.x.fingerprint, shapes, frozen]
-    digest.update(json.dumps(options).encode())
+    # activations stand for the images they were made of, so that a run may go on with or without them
+    images = [getattr(split.x, "source_fingerprint", split.x.fingerprint) for split in (train, val)]
+    options = [setup.kind, trainer, setup.batch_size, setup.seed, setup.augment, *images, shapes, frozen]
+    digest.update(json.dumps(options + ([scales] if scales else [])).encode())
     arrays = {"train": train.index, "train_y": train.y, "val": val.index, "val_y": val.y, **extras}
     for name, array in arrays.items():
         digest.update(name.encode())

@@ -1,21 +1,30 @@
-"""Full fine-tuning by empirical risk minimisation, and the one way all full-network baselines go through the training loop.
+"""Fine-tuning by empirical risk minimisation, and the one way all full-network baselines go through the training loop.
 
     min_theta  mean_i w_i * loss(f_theta(x_i), y_i)
 
-with weight decay, schedule and stopping as the trainer's options say; w = 1 here. The attribute is not used.
+with weight decay, schedule and stopping as the trainer's options say; w = 1 here. The attribute is not used. With a mask
+the minimum is over the parts that it trains, at its learning rate: stage two of FairTune (ICLR 2024, arXiv:2310.05055),
+and the fixed choices that its paper compares with.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenhand.config.methods import FinetuneConfig
+from evenhand.errors import ConfigError
 from evenhand.methods.base import Result, Split, Task
 from evenhand.methods.predictors import ModelPredictor
 from evenhand.methods.registry import register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evenhand.models.masks import Mask
 
 
 def train_network(task: Task, train: Split, *, freeze: str = "none", from_scratch: bool = False, **options: Any) -> Result:
@@ -31,12 +40,45 @@ def train_network(task: Task, train: Split, *, freeze: str = "none", from_scratc
     from evenhand.models.parameters import freeze_parameters
     from evenhand.training.loop import train_model
 
-    model = task.build_model(task.n_outputs, from_scratch=True) if from_scratch else task.build_model(task.n_outputs)
+    model = build_network(task, from_scratch)
     if freeze != "none":
         freeze_parameters(model, freeze)
     outcome = train_model(model, train, task.val, task, **options)
     predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
     return Result(predictor, history=outcome.history, notes=outcome.notes)
+
+
+def build_network(task: Task, from_scratch: bool = False) -> nn.Module:
+    """The task's network with a fresh head, from its checkpoint or at random."""
+    return task.build_model(task.n_outputs, from_scratch=True) if from_scratch else task.build_model(task.n_outputs)
+
+
+def train_with_mask(task: Task, mask: Mask, model: nn.Module, **options: Any) -> Result:
+    """Train the parts that a mask names, at its learning rate; the network of the result is a plain one.
+
+    Args:
+        task: what to train for; its ``trainer.lr`` is not used.
+        mask: of this network.
+        model: the task's network, before training.
+        options: as `train_network` has them.
+
+    Raises:
+        MethodError: the mask is of another network.
+    """
+    from evenhand.models.lora import merge_lora
+    from evenhand.models.masks import apply_mask
+    from evenhand.training.loop import train_model
+
+    share = mask.share(model)
+    apply_mask(model, mask, seed=task.seed)
+    setup = replace(task, trainer=replace(task.trainer, lr=mask.lr))
+    outcome = train_model(model, task.train, task.val, setup, **options)
+    merge_lora(outcome.model)
+    predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
+    chosen = f"{sum(mask.bits)} of {len(mask.bits)} parts of '{mask.space}'"
+    note = f"{share:.1%} of the parameters were trained ({chosen}), at a learning rate of {mask.lr:g}."
+    artifacts = {"mask.json": mask.to_json().encode()}
+    return Result(predictor, history=outcome.history, artifacts=artifacts, notes=(*outcome.notes, note))
 
 
 def take_rows(split: Split, rows: np.ndarray[Any, Any]) -> Split:
@@ -63,15 +105,58 @@ class ImageRows:
 
 @register("finetune")
 class Finetune:
-    """Full fine-tuning (ERM).
+    """Fine-tuning (ERM), of the whole network or of the parts that a mask names.
 
     Args:
         config: its options; see `FinetuneConfig`.
+
+    Raises:
+        ConfigError: options of a mask without one, a mask beside ``freeze``, or two learning rates.
     """
 
     def __init__(self, config: FinetuneConfig | None = None) -> None:
         self.config = config or FinetuneConfig()
+        given = [name for name in ("lr", "space", "n", "like", "seed") if getattr(self.config, f"mask_{name}") is not None]
+        if given and self.config.mask is None:
+            raise ConfigError(f"method.mask_{given[0]} is given without a mask; add method.mask=… or leave it out")
+        if self.config.mask is not None and self.config.freeze != "none":
+            raise ConfigError(f"method.mask and method.freeze={self.config.freeze} both say what is trained; leave one of them out")
 
     def fit(self, task: Task) -> Result:
-        """Train on the training rows; validation rows pick the epoch."""
-        return train_network(task, task.train, freeze=self.config.freeze, from_scratch=self.config.from_scratch)
+        """Train on the training rows; validation rows pick the epoch.
+
+        Raises:
+            InputError: the mask's file cannot be read, or holds no learning rate.
+            MethodError: the mask is of another network.
+        """
+        config = self.config
+        if config.mask is None:
+            return train_network(task, task.train, freeze=config.freeze, from_scratch=config.from_scratch)
+        model = build_network(task, config.from_scratch)
+        return train_with_mask(task, self.mask_for(task, model), model)
+
+    def mask_for(self, task: Task, model: nn.Module) -> Mask:
+        """The mask that the options name, of this network and with its learning rate.
+
+        A fixed mask takes ``mask_lr``, else the trainer's rate. A file has its own, which ``mask_lr`` replaces; a
+        ``trainer.lr`` beside it is refused unless it is the same.
+        """
+        from evenhand.models.fixed_masks import FIXED_MASKS, fixed_mask
+        from evenhand.models.masks import read_mask
+        from evenhand.training.settings import peak_lr
+
+        config = self.config
+        if config.mask not in FIXED_MASKS:
+            if config.mask_n is not None or config.mask_like is not None or config.mask_seed is not None:
+                raise ConfigError("method.mask_n, method.mask_like and method.mask_seed are of fixed masks; leave them out beside a file")
+            mask = read_mask(str(config.mask), model, config.mask_lr, space=config.mask_space, other_weights=config.mask_other_weights)
+            if config.mask_lr is None and task.trainer.lr is not None and task.trainer.lr != mask.lr:
+                raise ConfigError(
+                    f"the mask's learning rate is {mask.lr:g} and trainer.lr is {task.trainer.lr:g}; leave trainer.lr out to train at "
+                    f"the mask's, or set method.mask_lr={task.trainer.lr:g}"
+                )
+            return mask
+        lr = peak_lr(task.trainer, task.batch_size) if config.mask_lr is None else config.mask_lr
+        like = None if config.mask_like is None else read_mask(config.mask_like, model, lr, other_weights=config.mask_other_weights)
+        seed = task.seed if config.mask_seed is None else config.mask_seed
+        return fixed_mask(model, config.mask, lr=lr, seed=seed, n=config.mask_n, space=config.mask_space, like=like)
