@@ -172,7 +172,8 @@ def run_fold(pictures: Pictures, plain: np.ndarray, repeat: int, fold: int, fold
     seed = repeat * folds + fold
     found: dict[str, np.ndarray] = {"val": val, "test": test}
     started = time.perf_counter()
-    edit = DNE(compose("edit train", [*words, f"data={HERE}"]).method).fit_edit(pictures.task(train, val, plain, seed)).edit
+    config = compose("edit train", [*words, f"data={HERE}"])
+    edit = DNE(config.method).fit_edit(replace(pictures.task(train, val, plain, seed), augment=config.data.augment)).edit
     seconds = time.perf_counter() - started
     for prefix, z in ((WITHOUT_EDIT, plain), (WITH_EDIT, pictures.embeddings(edit))):
         task = replace(pictures.task(train, val, z, seed), report=lambda text: None)

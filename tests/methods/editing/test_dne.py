@@ -62,7 +62,8 @@ def test_a_published_plane_fools_the_old_head_and_hides_nothing():
     assert hidden(outcome) > 0.95
 
 
-def test_a_killed_run_ends_like_an_unbroken_one_to_the_bit(monkeypatch):
+@pytest.mark.parametrize("augment", ["none", "chest_film"])
+def test_a_killed_run_ends_like_an_unbroken_one_to_the_bit(augment):
     class Killed(Exception):
         pass
 
@@ -74,17 +75,26 @@ def test_a_killed_run_ends_like_an_unbroken_one_to_the_bit(monkeypatch):
             raise Killed
 
     config = replace(SMALL, odds=0.5, patience=3)
-    whole = DNE(config).fit_edit(scene_task(120))
+    whole = DNE(config).fit_edit(scene_task(120, augment=augment))
     store = Dies()
     for _ in range(config.epochs):
         with pytest.raises(Killed):
-            DNE(config).fit_edit(scene_task(120, store=store))
+            DNE(config).fit_edit(scene_task(120, augment=augment, store=store))
     resumed = Store()
     resumed.values = store.values
-    again = DNE(config).fit_edit(scene_task(120, store=resumed))
+    again = DNE(config).fit_edit(scene_task(120, augment=augment, store=resumed))
     assert torch.equal(again.edit.vector(), whole.edit.vector())
     assert again.history == whole.history
     assert again.report == whole.report
+
+
+def test_augmented_images_are_trained_on_and_heads_read_them_as_they_are():
+    plain = DNE(SMALL).fit_edit(scene_task(100))
+    augmented = DNE(SMALL).fit_edit(scene_task(100, augment="chest_film"))
+    assert not torch.equal(plain.edit.vector(), augmented.edit.vector())
+    none = replace(SMALL, epochs=0)
+    reports = [DNE(none).fit_edit(scene_task(100, augment=name)).report["leakage"] for name in ("none", "chest_film")]
+    assert reports[0] == reports[1]
 
 
 def test_a_state_of_other_options_is_refused():

@@ -162,7 +162,8 @@ def test_a_given_head_and_no_report_leave_nothing_beside_the_search(task):
 
 
 def test_the_edit_comes_back_frozen(task):
-    outcome = GeZO(config(family=["tone"], knots=4, step=30.0, budget=900)).fit_edit(task)
+    outcome = GeZO(config(family=["tone"], knots=4, step=30.0, budget=900)).fit_edit(replace(task, augment="fundus"))
+    assert any("data.augment=fundus has no part in a search" in note for note in outcome.notes)
     assert all(not parameter.requires_grad for parameter in outcome.edit.parameters())
     assert outcome.report["search"]["parameters"] == outcome.edit.n_parameters
 

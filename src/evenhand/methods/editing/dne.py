@@ -5,7 +5,9 @@
 s are the natural steps of the family's p parameters, and lr / sqrt(p) makes all of them together move by lr of these, so
 that one learning rate serves a gain of 16 numbers and a filter of 5,000 (``natural_steps``; published: lr * Adam). The
 encoder is frozen: only the gradient of its input is computed, no weight's. Heads that follow the edit are re-fitted every
-``refit_every`` steps on other training images each time, embedded under the present edit.
+``refit_every`` steps on other training images each time, embedded under the present edit. With ``data.augment`` every image
+is augmented anew before the edit is put on it, so that a filter of many parameters does not learn the training images by heart;
+heads are fitted on images as they are.
 
 References:
     "Debiased Noise Editing on Foundation Models for Fair Medical Image Classification", MICCAI 2024, arXiv 2403.06104.
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from evenhand.config.editing import DNEConfig
+from evenhand.data.augment import Augmenter
 from evenhand.edits.base import Edit
 from evenhand.edits.build import build_edit
 from evenhand.errors import InputError, MethodError, NonFiniteLossError
@@ -106,6 +109,10 @@ class _Training:
         self.u = torch.nn.Parameter(self.edit.vector() / self.scale)
         self.optimizer = self._new_optimizer()
         self.batches = even_batches(len(task.train), config.batch_size)
+        trainer = task.trainer
+        self.augmenter = Augmenter(
+            task.augment, task.train.x.shape, task.seed, rand_augment=trainer.rand_augment, random_erasing=trainer.random_erasing
+        )
         self.epoch, self.step, self.refits, self.sent = 0, 0, 0, 0
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, Tensor] | None = None
@@ -119,6 +126,7 @@ class _Training:
         """sha256 of what decides the result."""
         task = self.task
         said: dict[str, Any] = {"config": asdict(self.config), "seed": task.seed, "encoder": self.embedder.fingerprint}
+        said |= {"augment": [task.augment, task.trainer.rand_augment, task.trainer.random_erasing]}
         said |= {"data": task.train.x.fingerprint, "val": task.val.x.fingerprint, "attributes": self.setup.attributes}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
         for head in self.setup.heads:
@@ -157,9 +165,11 @@ class _Training:
             self.optimizer = self._new_optimizer()
         rows = epoch_order(np.arange(len(self.task.train)), derive_seed(self.task.seed, "edit"), self.epoch)
         batches = [rows[cut] for cut in self.batches]
+        slots = [self.peers.share(np.arange(cut.start, cut.stop)).tolist() for cut in self.batches]
         feed = read_ahead(self.task.train.x, [self.peers.share(batch) for batch in batches], pin=self.task.device.type == "cuda")
         sums: dict[str, float] = {}
-        for batch, images in zip(batches, feed, strict=True):
+        for batch, images, slot in zip(batches, feed, slots, strict=True):
+            images = self.augmenter.images(images, self.epoch, slot) if slot else images
             if self.objective.needs_refit and self.step % self.config.refit_every == 0:
                 self._refit()
             parts = self._step(images, self.setup.train.take(torch.from_numpy(batch).to(self.task.device)))

@@ -70,4 +70,7 @@ class GeZO:
         edit = edit.cpu().requires_grad_(False)
         report = edit_report(task, setup, edit, self.config)
         report["search"] = {**searched.report, "beside": beside.to_json(self.config.price)}
-        return EditOutcome(edit, searched.history, report, (*setup.notes, *searched.notes))
+        notes = (*setup.notes, *searched.notes)
+        if task.augment != "none":
+            notes += (f"data.augment={task.augment} has no part in a search: every augmented image would be one more to be paid",)
+        return EditOutcome(edit, searched.history, report, notes)
