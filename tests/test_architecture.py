@@ -16,15 +16,15 @@ SOURCE = ROOT / "src" / "evenhand"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ORDER = (
-    "errors optional random", "files", "config", "metrics", "data", "edits", "models", "training", "methods", "evaluation", "report",
-    "runs", "serve", "cli __main__",
+    "errors optional random", "files", "config", "metrics", "data", "edits", "models", "training", "methods", "evaluation", "search",
+    "report", "runs", "serve", "cli __main__",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 SEAMS = {("training", "evenhand.methods.base")}
 """(room, module): imports that may point the wrong way. methods/base.py holds protocols only (images, split, store); the
 loop is typed against them, and they stand where a writer of a method looks for them."""
 
-HEAVY = {"torch", "torchvision", "timm", "accelerate", "hydra", "fairlearn", "concept_erasure"}
+HEAVY = {"torch", "torchvision", "timm", "accelerate", "hydra", "fairlearn", "concept_erasure", "optuna", "peft"}
 TORCH_FREE_ROOMS = {"errors", "optional", "random", "files", "config", "metrics", "evaluation", "report", "cli"}
 TORCH_FREE_FILES = {"data/groups.py", "data/table.py", "data/splits.py", "__init__.py"}
 MAY_PRINT = {"cli", "report"}

@@ -19,6 +19,7 @@ from evenhand.config.methods import METHOD_CONFIGS
 from evenhand.config.options import Option, list_options, nearest, section_names, strip_optional
 from evenhand.config.parsing import check_value, parse_value
 from evenhand.config.schema import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from evenhand.config.search import SearchConfig
 from evenhand.errors import ConfigError
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ PRESETS = Path(__file__).parent / "presets"
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
     "edit head": EditHeadConfig, "edit train": EditTrainConfig, "edit apply": EditApplyConfig, "edit inspect": EditInspectConfig,
-    "edit measure": EditMeasureConfig, "serve": ServeConfig,
+    "edit measure": EditMeasureConfig, "serve": ServeConfig, "search": SearchConfig,
 }
 GROUPS = ("data", "model", "method", "trainer")
 """Sections that presets can fill."""
