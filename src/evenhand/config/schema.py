@@ -106,6 +106,7 @@ class TrainerConfig:
     ema_decay: float = opt(0.0, "exponential moving average of weights; 0 = off", low=0)
     accelerator: str = opt("auto", "where to train", choices=("auto", "cpu", "gpu", "mps"))
     precision: str = opt("fp32", "training arithmetic", choices=("fp32", "bf16", "fp16", "auto"))
+    channels_last: bool = opt(False, "keep images with their channels last in memory, faster for convolutional networks")
     progress: bool = opt(True, "show a progress bar")
 
 

@@ -38,7 +38,7 @@ from evenhand.random import derive_seed
 from evenhand.training.checkpointing import KEY, SCHEMA, check_digest, run_digest, to_cpu
 from evenhand.training.losses import Loss, MaskedLoss, balanced_class_weights
 from evenhand.training.optim import make_optimizer, set_learning_rate
-from evenhand.training.predicting import predict_logits, predict_model, probabilities, read_ahead
+from evenhand.training.predicting import as_format, predict_logits, predict_model, probabilities, read_ahead
 from evenhand.training.rows import Batch, TrainingRows, share_of
 from evenhand.training.sampling import even_batches
 from evenhand.training.schedules import Plateau, learning_rate
@@ -141,6 +141,8 @@ class _Run:
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.model = model.to(self.device)
+        if trainer.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.n_outputs = _count_outputs(model, train, self.device) if setup.kind == "multiclass" else int(train.y.shape[1])
         weights = balanced_class_weights(np.asarray(train.y), setup.kind, self.n_outputs) if trainer.class_weights == "balanced" else None
         self.plain_loss = MaskedLoss(setup.kind, weights).to(self.device)
@@ -203,7 +205,9 @@ class _Run:
             self.loss.train()
         losses: list[Tensor] = []
         lr = 0.0
-        feed = read_ahead(self.train.x, [order[share] for share in shares], pin=self.device.type == "cuda")
+        # images in fixed views, or activations of these, have others in every epoch
+        images_at = getattr(self.train.x, "at_epoch", lambda number: self.train.x)
+        feed = read_ahead(images_at(epoch), [order[share] for share in shares], pin=self.device.type == "cuda")
         for k, (images, share) in enumerate(zip(feed, shares, strict=True)):
             first = k - k % self.trainer.accumulate
             group = sizes[first : first + self.trainer.accumulate]
@@ -223,7 +227,7 @@ class _Run:
     def _backward(self, batch: Batch, size: int, scale: float, last: bool) -> Tensor:
         """Gradient of one batch, and the optimiser's step after the last one of a group; the loss of the whole batch."""
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-            logits = self.wrapped(batch.x).float()
+            logits = self.wrapped(as_format(batch.x, self.trainer.channels_last)).float()
             whole = self._whole(Batch(logits, batch.y, batch.cells, batch.weight), size)
             loss = self.loss(whole.x, whole.y, whole.cells, whole.weight)
             # the processes' gradients are averaged, but each holds only its own rows' part of the sum
@@ -261,8 +265,8 @@ class _Run:
         """Loss and AUC, pooled over the validation rows; None where not estimable."""
         if len(self.val) == 0:
             return None, None
-        logits = predict_logits(self.selected, self.val.x, self.setup.batch_size, self.device, self.accelerator.autocast)
-        self.val_logits = logits
+        options = (self.setup.batch_size, self.device, self.accelerator.autocast, self.trainer.channels_last)
+        self.val_logits = logits = predict_logits(self.selected, self.val.x, *options)
         y = np.asarray(self.val.y)
         auc = pooled_auc(y, probabilities(logits, self.setup.kind), self.setup.kind)
         if self.best.monitor == "last" and not (y >= 0).any():
@@ -339,6 +343,8 @@ class _Run:
             for name in {"forward", "_original_forward"} - self.own_attributes:
                 vars(self.model).pop(name, None)
             self.optimizer.zero_grad()
+            if self.trainer.channels_last:
+                self.model.to(memory_format=torch.contiguous_format)
 
     def outcome(self) -> TrainOutcome:
         """The model with the selected weights, and how it came to be."""

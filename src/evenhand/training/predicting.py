@@ -39,6 +39,11 @@ def read_ahead(images: Images, batches: Sequence[npt.NDArray[np.int64]], pin: bo
             yield ready
 
 
+def as_format(batch: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """A batch in the memory format that a network is run in; only images (n, c, h, w) have one."""
+    return batch.contiguous(memory_format=torch.channels_last) if channels_last and batch.ndim == 4 else batch
+
+
 def probabilities(logits: npt.NDArray[Any], kind: Kind) -> npt.NDArray[np.float64]:
     """Sigmoid of each logit, or softmax over classes for multi-class, in float64.
 
@@ -56,6 +61,7 @@ def predict_logits(
     batch_size: int,
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    channels_last: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Logits (n, K) of every image, the model in evaluation mode (its modes are restored afterwards).
 
@@ -68,6 +74,7 @@ def predict_logits(
         batch_size: images a batch.
         device: where the model is.
         context: entered around the scoring, for example autocast.
+        channels_last: give batches in that memory format.
     """
     starts = range(0, len(images), batch_size)
     batches = [np.arange(start, min(start + batch_size, len(images))) for start in starts]
@@ -77,7 +84,7 @@ def predict_logits(
     try:
         with torch.inference_mode(), context():
             feed = read_ahead(images, batches[rank::world], pin=device.type == "cuda")
-            own = [model(batch.to(device, non_blocking=True)).float().cpu().numpy() for batch in feed]
+            own = [model(as_format(batch.to(device, non_blocking=True), channels_last)).float().cpu().numpy() for batch in feed]
     finally:
         for module, training in modes:
             module.training = training
