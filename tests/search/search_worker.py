@@ -107,7 +107,7 @@ def logits_of(split: Split, kind: str, strength: float) -> np.ndarray:
     noise = np.random.default_rng(len(split)).standard_normal((len(split), 3 if kind == "multiclass" else split.y.shape[1]))
     truth = np.eye(3)[split.y] if kind == "multiclass" else split.y
     own = strength * (1.0 - 0.5 * (1 - strength) * (split.groups["sex"].codes > 0))[:, None]
-    return (3 * own * (2 * truth - 1) + noise).astype(np.float32)
+    return (0.8 * own * (2 * truth - 1) + noise).astype(np.float32)
 
 
 class Trainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from evenhand.config.schema import DataConfig, ModelConfig, TrainerConfig, opt
+from evenhand.config.schema import AuditConfig, DataConfig, ModelConfig, TrainerConfig, opt
 
 OBJECTIVES: dict[str, str] = {
     "worst_auc": "AUC of the worst group",
@@ -72,14 +72,19 @@ class SearchConfig:
     workers: int = opt(1, "processes on this machine; with GPUs, one for each in turn", low=1)
     threads: int = opt(0, "processor threads of a worker; 0 = the machine's, shared out", low=0)
     storage: Optional[str] = opt(None, "where the study lives: a journal file, sqlite:///FILE or postgresql://USER@HOST/NAME (password in "
-                                 "PGPASSWORD); default: study.journal in out")
+                                 "PGPASSWORD); temporary: nowhere, the study is gone when the search ends; default: study.journal in out")
     study: str = opt("search", "name of the study in its storage")
     heartbeat: float = opt(10.0, "seconds between signs of life of a worker", "seconds", low=0.05)
     grace: float = opt(60.0, "seconds without one until a worker of another machine is taken for dead and its trial is run again",
                        "seconds", low=0.1)
     reruns: int = opt(2, "times a trial is run again whose worker died, before it counts as failed", low=0)
     storage_wait: float = opt(300.0, "seconds to wait for a storage that has gone away", "seconds", low=0)
+    finalists: int = opt(3, "best trials that are trained again at the end and tested, the chosen one first; 0 = none", low=0)
+    baselines: list[str] = opt(["full", "head"], "what the finalists are compared with, the first one in pairs: full, head, attention, "
+                               "norms, bitfit, random, lora, or a method's name; at trainer.lr")
+    audit: AuditConfig = field(default_factory=AuditConfig)
     seed: int = opt(0, "seed of every random stream")
     out: Optional[str] = opt(None, "folder of the search; default: runs/<time>-search")
+    activations: Optional[str] = opt(None, "prefix: folder of kept activations, shared by workers; default: activations/ in out")
     embeddings: Optional[str] = opt(None, "folder of cached embeddings; default: embeddings/ in the prepared data set")
     deterministic: bool = opt(True, "refuse operations without a deterministic implementation where there is a choice")

@@ -31,7 +31,7 @@ from evenhand.models.parts import make_parts
 from evenhand.search.pick import pareto_front, pick, ranked
 from evenhand.search.records import TrialRecord, records_of
 from evenhand.search.space import SearchSpace
-from evenhand.search.storage import Address, find_address, patiently
+from evenhand.search.storage import Address, close_storage, find_address, patiently
 from evenhand.search.study import OpenStudy, data_hash, identity_of, objectives_of, open_study
 from evenhand.search.trial import TaskFactory, TrainMasked, Workbench
 from evenhand.search.worker import Orders, Worker, process_main
@@ -135,7 +135,7 @@ def run_search(
         else:
             _Crew(Orders(task_factory, config, address, identity, space, facts, train, _threads_each(config)), announcer).run()
     finally:
-        announcer.look()
+        announcer.end()
     trials = announcer.trials
     best = pick(trials, objectives, config.pick, config.pick_within)
     mask = space.mask(best.params, {**facts, "trial": best.number})
@@ -185,9 +185,20 @@ class _Announcer:
         if new:
             self.watch(self.trials)
 
-    def _read(self) -> None:
+    def end(self) -> None:
+        """The last look, and an end to the connection; what ended the search is not hidden by a storage that is away."""
+        try:
+            self._read(0.0)
+            self.look()
+        except RunError as error:
+            log.warning("%s", error)
+        close_storage(self.opened.storage)
+
+    def _read(self, wait: float | None = None) -> None:
         self.trials = patiently(
-            lambda: records_of(self.opened.study.get_trials(deepcopy=False)), self.opened.address, self.config.storage_wait
+            lambda: records_of(self.opened.study.get_trials(deepcopy=False)),
+            self.opened.address,
+            self.config.storage_wait if wait is None else wait,
         )
 
     def _line(self, trial: TrialRecord) -> str:

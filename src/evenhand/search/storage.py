@@ -197,6 +197,13 @@ def open_storage(address: Address) -> BaseStorage:
         ) from error
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Give a database's connections back; a file has none."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def _tables(address: Address, options: dict[str, Any]) -> RDBStorage:
     """Workers that start together make the tables together, and one of them fails: it looks again."""
     for attempt in range(5):

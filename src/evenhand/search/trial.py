@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +51,17 @@ class TrainMasked(Protocol):
     """How a network is trained with a mask; `evenhand.training.prefixed.train_masked` is one."""
 
     def __call__(
-        self, model: nn.Module, mask: Mask, train: Split, val: Split, setup: Setup, *, prefix: bool = True, watch: Watch | None = None
+        self,
+        model: nn.Module,
+        mask: Mask,
+        train: Split,
+        val: Split,
+        setup: Setup,
+        *,
+        prefix: bool = True,
+        views: int = 0,
+        cache: Any = None,
+        watch: Watch | None = None,
     ) -> TrainOutcome: ...
 
 
@@ -112,6 +124,7 @@ class Workbench:
     _tasks: dict[int, Task] = field(default_factory=dict)
     _scorers: dict[int, Scorer] = field(default_factory=dict)
     _heads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    _cache: Any = None
 
     @property
     def repeats(self) -> int:
@@ -149,13 +162,25 @@ class Workbench:
             notes += self.scorer(k).notes()
         return list(dict.fromkeys(notes))
 
+    def fit(self, model: nn.Module, mask: Mask, task: Task, watch: Watch) -> None:
+        """Train a network with a mask; what lies before its first trained part is kept for the next trials."""
+        from evenhand.training.activations import ActivationCache
+        from evenhand.training.prefixed import train_masked
+
+        config = self.config
+        if self._cache is None:
+            folder = config.activations or (os.path.join(config.out, "activations") if config.out else None)
+            self._cache = ActivationCache(Path(folder) if folder else None)
+        train: TrainMasked = self.train or train_masked
+        train(model, mask, task.train, task.val, task, prefix=config.prefix, views=config.views, cache=self._cache, watch=watch)
+
     def model(self, k: int) -> nn.Module:
         """A new network for training k, with the head that training starts from."""
         task = self.task(k)
         model = task.build_model(task.n_outputs)
         if self.config.warm_head:
             if k not in self._heads:
-                from evenhand.training.prefixed import warm_head
+                from evenhand.methods.warm import warm_head
 
                 warm_head(model, task)
                 self._heads[k] = {name: value.detach().clone() for name, value in model.state_dict().items() if is_head(model, name)}
@@ -298,9 +323,7 @@ class _Trial:
                 last.update(scores=scores, epoch=facts.epoch)
             self._tell(k, facts.epoch, scores)
 
-        train: Any = self.bench.train or _train_masked()
-        options = self._options(task)
-        train(model, self.mask, task.train, task.val, options, prefix=self.bench.config.prefix, watch=watch)
+        self.bench.fit(model, self.mask, self._options(task), watch)
         if "scores" not in last:
             raise InputError(f"a trial ended without an epoch (trainer.max_epochs={task.trainer.max_epochs}); give at least one")
         self.best.append(int(last["epoch"]))
@@ -340,13 +363,6 @@ class _Trial:
         values = {name: float(np.mean([part.values[name] for part in found])) for name in found[0].values if name in names}
         worst = max(found, key=lambda part: part.constraint)
         return Scored(values, worst.constraint, worst.collapsed)
-
-
-def _train_masked() -> TrainMasked:
-    from evenhand.training.prefixed import train_masked
-
-    found: TrainMasked = train_masked
-    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from evenhand.errors import EvenhandError, NonFiniteLossError
 from evenhand.search.ledger import Ledger, TrialTakenAway, Turn
 from evenhand.search.records import FAILURE, RESULT, record_of
 from evenhand.search.space import SearchSpace, training_key
-from evenhand.search.storage import Address
+from evenhand.search.storage import Address, close_storage
 from evenhand.search.study import OpenStudy, objectives_of, open_study
 from evenhand.search.trial import Ended, TaskFactory, TrainMasked, Workbench, is_out_of_memory, run_trial
 
@@ -202,7 +202,10 @@ def process_main(orders: Orders, problems: Any) -> None:
         opened = open_study(orders.config, orders.address, orders.identity)
         bench = Workbench(orders.factory, orders.config, orders.train)
         worker = Worker(opened, bench, orders.space, orders.facts, orphan=lambda: parent is not None and not parent.is_alive())
-        worker.work()
+        try:
+            worker.work()
+        finally:
+            close_storage(opened.storage)
     except KeyboardInterrupt:
         os._exit(0)
     except EvenhandError as error:
