@@ -90,9 +90,9 @@ def _check_called(model: nn.Module, ranks: Mapping[str, int]) -> None:
     modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in ranks}
     called: set[str] = set()
     handles = [module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()]
-    config = getattr(network, "pretrained_cfg", None) or {}
-    channels, *size = config.get("input_size", (3, 224, 224))
-    size = getattr(model, "input_size", None) or getattr(getattr(network, "patch_embed", None), "img_size", None) or size
+    size = getattr(model, "input_size", None) or getattr(getattr(network, "patch_embed", None), "img_size", None)
+    size = size or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
+    channels = next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 3)
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

@@ -86,7 +86,7 @@ class Mask:
     architecture: str | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.lr, int | float) and math.isfinite(self.lr) and self.lr > 0):
+        if not (isinstance(self.lr, int | float) and not isinstance(self.lr, bool) and math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"the mask's learning rate is {self.lr!r}, but must be a number above 0")
         names = [name for part in self.parts for name in part.parameters]
         if len(names) != len(set(names)):
@@ -98,11 +98,9 @@ class Mask:
 
         Masks of two spaces that train the same parameters in the same way have the same key.
         """
-        full = sorted((name, part.lr_scale) for part in self.parts if part.train and not part.lora_rank for name in part.parameters)
-        low = sorted(
-            (name, part.lora_rank, part.lr_scale) for part in self.parts if part.train and part.lora_rank for name in part.parameters
-        )
-        return hashlib.sha256(json.dumps([full, low]).encode()).hexdigest()
+        trained = [part for part in self.parts if part.train]
+        ways = sorted((name, part.lora_rank, float(part.lr_scale)) for part in trained for name in part.parameters)
+        return hashlib.sha256(json.dumps(ways).encode()).hexdigest()
 
     @property
     def bits(self) -> tuple[int, ...]:

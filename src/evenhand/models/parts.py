@@ -156,9 +156,8 @@ def _places(model: nn.Module) -> dict[str, _Place]:
     """Parameter name -> place, for the parameters in and between blocks; in the order of depth."""
     network: Any = _unwrap(model)
     roles = {name: role for name, role in parameter_roles(network).items() if role != "head"}
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters() if name in roles}
     found = {name: match for name in roles if (match := _match(name)) is not None}
-    if sum(sizes[name] for name in found) < 0.5 * sum(sizes.values()):
+    if 2 * len(found) < len(roles):
         return _places_by_layer(network, roles)
     keys = {name: (int(match.groupdict().get("stage") or 0), int(match["block"])) for name, match in found.items()}
     inner = {name: name[match.end() :] for name, match in found.items()}
