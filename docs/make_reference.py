@@ -20,8 +20,7 @@ import evenhand as eh
 from evenhand.cli.app import COMMANDS, EPILOG
 from evenhand.cli.options import help_lines
 from evenhand.config.compose import SCHEMAS
-from evenhand.config.published import published_tables
-from evenhand.config.published_dne import DNE
+from evenhand.config.published import PublishedSystem, published_tables, systems
 
 FOLDER = Path(__file__).parent / "reference"
 BEGIN, END = "<!-- published commands: begin -->", "<!-- published commands: end -->"
@@ -66,10 +65,10 @@ def python_page() -> str:
     return "\n".join([*lines, ""])
 
 
-def with_published_tables(page: Path) -> str:
-    """The page with the tables of published commands between its two marks."""
+def with_published_tables(page: Path, system: PublishedSystem) -> str:
+    """The page with the tables of a system's published commands between its two marks."""
     head, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    return f"{head}{BEGIN}\n\n{published_tables(DNE)}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{published_tables(system)}\n{END}{rest.split(END)[1]}"
 
 
 def signature(name: str, item: Any) -> str:
@@ -123,8 +122,9 @@ def _shown(default: Any) -> str:
 
 def main() -> int:
     """Write or check the pages."""
-    published = FOLDER.parent / "methods" / "dne.md"
-    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "python.md": python_page(), published: with_published_tables(published)}
+    published = {FOLDER.parent / "methods" / f"{system.name.lower()}.md": system for system in systems()}
+    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "python.md": python_page()}
+    pages |= {page: with_published_tables(page, system) for page, system in published.items()}
     names = {path: path.relative_to(FOLDER.parent).as_posix() for path in pages}
     stale = [names[path] for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:

@@ -15,6 +15,11 @@ Train an image edit for an encoder behind an API, and a probe on edited images::
 
     edit = eh.edit_train(eh.compose("edit train", ["data=prepared", "model=https://host", "method=gezo", "out=runs/edit"]))
     run = eh.train(eh.compose("train", ["data=prepared", "model=https://host", "method=linear_probe", "edit=runs/edit"]))
+
+Search which parts of a network to fine-tune, and train with the mask that was found::
+
+    eh.search_mask(eh.compose("search", ["data=prepared", "model=resnet18", "space=conv|norm", "out=runs/search"]))
+    run = eh.train(eh.compose("train", ["data=prepared", "model=resnet18", "method=finetune", "mask=runs/search"]))
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
     from evenhand.runs.predict import predict as predict
+    from evenhand.runs.search import search_mask as search_mask
     from evenhand.runs.train import train as train
 
 __version__ = "0.1.0"
@@ -58,14 +64,15 @@ _FUNCTIONS = {
     "make_cohort": "evenhand.data.synthetic",
     "predict": "evenhand.runs.predict",
     "prepare_csv": "evenhand.data.sources.csv",
+    "search_mask": "evenhand.runs.search",
     "train": "evenhand.runs.train",
 }
-_ROOMS = ("config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "report", "runs", "training")
+_ROOMS = ("config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "report", "runs", "search", "training")
 
 __all__ = [
     "apply_edit", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure", "edit_train",
     "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "methods", "metrics", "models", "predict",
-    "prepare_csv", "report", "runs", "train", "training",
+    "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
 ]
 
 

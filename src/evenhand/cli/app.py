@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": ("evenhand.cli.demo:demo_command", "The whole story on a synthetic cohort with a known, planted bias; minutes, offline."),
     "prepare": ("evenhand.cli.prepare:prepare_command", "A table and a folder of images -> a checked, decode-once prepared data set."),
     "train": ("evenhand.cli.train:train_command", "Train any method or baseline on a prepared data set, audit it, write a run folder."),
+    "search": ("evenhand.cli.search:search_command", "Which parts of a network to fine-tune, for fairness on validation rows: mask.json."),
     "edit": ("evenhand.cli.edit:edit_command", "Image edits that hide an attribute from an encoder: head, train, apply, inspect, measure."),
     "predict": ("evenhand.cli.predict:predict_command", "Score new images with a run and apply its stored threshold."),
     "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Audit a run on further named data sets."),

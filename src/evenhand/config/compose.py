@@ -32,6 +32,8 @@ SCHEMAS: dict[str, type] = {
 }
 GROUPS = ("data", "model", "method", "trainer")
 """Sections that presets can fill."""
+SHORT = {"mask": "method.mask"}
+"""Options of a method that have a short name: ``mask=FILE``."""
 MODEL_FILE = re.compile(r"\.(pth?|pt|safetensors|bin|ckpt|npz|tar|pkl|onnx)$", re.IGNORECASE)
 
 
@@ -158,6 +160,7 @@ def _sorted(kind: type, overrides: Sequence[str], config_dir: str | Path | None)
     known = [option.name for option in list_options(kind)]
     for token in overrides:
         name, text = _split(token)
+        name = SHORT.get(name, name) if "method" in groups else name
         if name not in groups:
             if name in section_names(kind):
                 raise ConfigError(f"'{name}' is a section of options, not an option; set its options one by one, as {name}.NAME=VALUE")

@@ -32,8 +32,10 @@ class FinetuneConfig(MethodConfig):
     name: str = opt("finetune", "registry name of the method")
     freeze: str = opt("none", "parts that stay as they are", choices=("none", "backbone", "norms", "all_but_norms"))
     from_scratch: bool = opt(False, "ignore the checkpoint and initialise at random")
+    warm_head: bool = opt(False, "start from a head fitted on embeddings of the network as it comes")
     mask: Optional[str] = opt(
-        None, "what to train: a mask.json that a search wrote, a published .npy, or full, head, attention, norms, bitfit, random, lora"
+        None, "what to train, also typed as mask=: a mask.json or the folder of a search that wrote one, a published .npy, or full, head, "
+        "attention, norms, bitfit, random, lora"
     )
     mask_lr: Optional[float] = opt(None, "peak learning rate in place of the mask's own; a .npy has none", low=0)
     mask_space: Optional[str] = opt(None, "search space of a .npy, or to draw mask=random from; default: told by the network")

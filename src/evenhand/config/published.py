@@ -1,7 +1,8 @@
 """Command lines of published systems -> ours: which of their options is which of ours, which do nothing, and why.
 
-A system is a table (`evenhand.config.published_dne` is the first); reading a line, its launcher and its options is done
-here once for all of them. `published_tables` writes the same tables as pages, so that pages and translation cannot differ.
+A system is a table (`evenhand.config.published_dne`, `evenhand.config.published_fairtune`); reading a line, its launcher and
+its options is done here once for all of them. `published_tables` writes the same tables as pages, so that pages and
+translation cannot differ.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class PublishedOption:
         why: one clause, for every fate but "option", and where an option needs a word.
         unread: why the released code does not act on it although its paper or page names it; "" = it does.
         many: it takes several values.
+        aliases: other spellings, with their dashes.
     """
 
     name: str
@@ -71,11 +73,34 @@ class PublishedOption:
     why: str = ""
     unread: str = ""
     many: bool = False
+    aliases: tuple[str, ...] = ()
 
     def overrides(self, call: Call) -> Values:
         """Our options and their values; a value of None leaves ours as it is."""
         value = call.values[self.name]
         return self.to(value, call) if self.to else {self.ours[0]: value}
+
+
+def mapped(
+    name: str, kind: type, default: Any, *ours: str, to: Callable[[Any, Call], Values] | None = None, **more: Any
+) -> PublishedOption:
+    """An option that sets options of ours."""
+    return PublishedOption(name, kind, default, ours, to, **more)
+
+
+def unneeded(name: str, kind: type, default: Any, why: str, **more: Any) -> PublishedOption:
+    """An option that nothing has to take the place of."""
+    return PublishedOption(name, kind, default, fate="not needed", why=why, **more)
+
+
+def without_effect(name: str, kind: type, default: Any, why: str = "nothing reads it", **more: Any) -> PublishedOption:
+    """An option that changes nothing in the released code either."""
+    return PublishedOption(name, kind, default, fate="no effect", why=why, **more)
+
+
+def refused(name: str, kind: type, default: Any, why: str, **more: Any) -> PublishedOption:
+    """An option whose value is refused where it is not the default."""
+    return PublishedOption(name, kind, default, fate="refused", why=why, **more)
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,7 @@ class Translation:
 
     Attributes:
         command: what to type.
-        schema: our command, as `evenhand.config.compose` takes it: "edit head", "edit train", "train".
+        schema: our command, as `evenhand.config.compose` takes it: "edit head", "edit train", "search", "train".
         overrides: its options.
         notes: what was left out and why, and what else to know.
     """
@@ -128,8 +153,9 @@ class Translation:
 def systems() -> tuple[PublishedSystem, ...]:
     """The published systems whose commands are understood."""
     from evenhand.config.published_dne import DNE
+    from evenhand.config.published_fairtune import FAIRTUNE
 
-    return (DNE,)
+    return DNE, FAIRTUNE
 
 
 def translate(line: str, *, released: bool = False, data: str | None = None) -> Translation:
@@ -197,7 +223,8 @@ def _table(options: Iterable[PublishedOption]) -> list[str]:
 
 def _with_default(option: PublishedOption) -> str:
     default = {None: "none", "": "empty"}.get(option.default, str(option.default))
-    return f"`--{option.name}`" if option.kind is bool else f"`--{option.name}` ({default})"
+    name = ", ".join(f"`{spelling}`" for spelling in (f"--{option.name}", *option.aliases))
+    return name if option.kind is bool else f"{name} ({default})"
 
 
 def _wrapped(words: Sequence[str], width: int = 118) -> Iterator[str]:
@@ -263,21 +290,23 @@ def _script_named(word: str) -> PublishedScript:
 
 def _read_options(words: Sequence[str], script: PublishedScript) -> dict[str, Any]:
     known = {option.name: option for option in script.options}
+    spelled = {alias: option for option in script.options for alias in (f"--{option.name}", *option.aliases)}
     left = list(words)
     found: dict[str, Any] = {}
     while left:
         word = left.pop(0)
-        name, sign, value = word[2:].partition("=")
-        if not word.startswith("--"):
+        typed, sign, value = word.partition("=")
+        if not word.startswith("--") and typed not in spelled:
             raise ConfigError(f"{word!r} is no option of {script.file}; options start with two dashes")
-        if name not in known:
-            raise ConfigError(f"--{name} is no option of {script.file}{nearest(name, known) or '; it takes none' * (not known)}")
-        option = known[name]
+        if typed not in spelled:
+            raise ConfigError(f"{typed} is no option of {script.file}{nearest(typed[2:], known) or '; it takes none' * (not known)}")
+        option = spelled[typed]
+        name = option.name
         if option.kind is bool:
             found[name] = True
             continue
         texts = [value] if sign else left[:1]
-        if not texts or (not sign and texts[0].startswith("--")):
+        if not texts or (not sign and (texts[0].startswith("--") or texts[0] in spelled)):
             raise ConfigError(f"--{name} needs a value; write --{name} VALUE")
         if not sign:
             left.pop(0)
@@ -289,6 +318,8 @@ def _read_options(words: Sequence[str], script: PublishedScript) -> dict[str, An
 
 
 def _typed(text: str, option: PublishedOption) -> Any:
+    if re.fullmatch(r"\[[\w-]+\]|<[\w-]+>", text):
+        raise ConfigError(f"--{option.name} is {text!r}, a placeholder of the published page; write your value in its place")
     try:
         return option.kind(text)
     except ValueError:

@@ -11,7 +11,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from evenhand.config.options import nearest
-from evenhand.config.published import Call, PublishedOption, PublishedScript, PublishedSystem, Values
+from evenhand.config.published import (
+    Call,
+    PublishedScript,
+    PublishedSystem,
+    Values,
+    mapped,
+    refused,
+    unneeded,
+    without_effect,
+)
 from evenhand.errors import ConfigError
 
 PREPARED = "prepared/chexpert"
@@ -20,7 +29,6 @@ NETWORKS = {"vit_base_patch16": "vit_base_patch16_224", "vit_large_patch16": "vi
             "vit_huge_patch14": "vit_huge_patch14_224"}
 UNNORMALISED = {"model.mean": [0, 0, 0], "model.std": [1, 1, 1]}
 
-NEVER_READ = "nothing reads it"
 NO_MIXING = "mixing is built there but never used"
 EVAL_MODE = "the encoder is in evaluation mode"
 FIXED_TRANSFORM = "its loader resizes and does nothing else"
@@ -29,24 +37,6 @@ BY_TORCHRUN = "torchrun sets it"
 PREPARED_ONCE = "images are decoded once, by `evenhand prepare`"
 ON_ITS_OWN = "the same command goes on by itself after a kill"
 NO_COUNTERPART = "mixing here has torchvision's own settings; leave it out"
-
-
-def _option(
-    name: str, kind: type, default: Any, *ours: str, to: Callable[[Any, Call], Values] | None = None, **more: Any
-) -> PublishedOption:
-    return PublishedOption(name, kind, default, ours, to, **more)
-
-
-def _unneeded(name: str, kind: type, default: Any, why: str) -> PublishedOption:
-    return PublishedOption(name, kind, default, fate="not needed", why=why)
-
-
-def _without_effect(name: str, kind: type, default: Any, why: str = NEVER_READ, many: bool = False) -> PublishedOption:
-    return PublishedOption(name, kind, default, fate="no effect", why=why, many=many)
-
-
-def _refused(name: str, kind: type, default: Any, why: str, many: bool = False) -> PublishedOption:
-    return PublishedOption(name, kind, default, fate="refused", why=why, many=many)
 
 
 def _network(value: str, call: Call) -> Values:
@@ -95,50 +85,50 @@ def _preparing(call: Call) -> tuple[str, ...]:
 
 
 SHARED = (
-    _option("model", str, "vit_large_patch16", "model.name", to=_network),
-    _option("input_size", int, 224, "model.input_size",
+    mapped("model", str, "vit_large_patch16", "model.name", to=_network),
+    mapped("input_size", int, 224, "model.input_size",
             to=lambda value, call: {"model.input_size": [value, value] if value != 224 else None},
             why="the edit has the size of the prepared images"),
-    _option("finetune", str, "", "model.checkpoint", "model.pretrained", to=_weights, why="`imgnet` means timm's published weights"),
-    _option("global_pool", bool, True, "model.global_pool", to=lambda value, call: {"model.global_pool": "avg"}, why="always on there"),
-    _option("disease", str, None, "data.labels", to=_finding, why="against No Finding, as prepared"),
-    _option("device", str, "cuda", "trainer.accelerator", to=_accelerator, why="where typed; else a device is found by itself"),
-    _option("seed", int, 0, "seed"),
-    _unneeded("data_path", str, "/datasets01/imagenet_full_size/061417/", "the prepared data set takes its place (`data.path`)"),
-    _unneeded("csv_path", str, None, "the prepared data set takes its place (`data.path`)"),
-    _unneeded("dataset", str, "chestxray", "only `chexpert` works there; here any prepared data set"),
-    _unneeded("nb_classes", int, 1000, "classes and groups are counted in the data"),
-    _unneeded("log_dir", str, "./output_dir", "the history is in the run folder"),
-    _unneeded("eval_interval", int, 2, "validation rows are scored every epoch, test rows once at the end"),
-    _unneeded("start_epoch", int, 0, ON_ITS_OWN),
-    _refused("eval", bool, None, "there it leaves the weights out and trains all the same; use `evenhand evaluate`"),
-    _unneeded("dist_eval", bool, None, "every row is scored once, on any number of processes"),
-    _unneeded("num_workers", int, 10, PREPARED_ONCE),
-    _unneeded("pin_mem", bool, True, PREPARED_ONCE),
-    _unneeded("no_pin_mem", bool, None, PREPARED_ONCE),
-    _unneeded("world_size", int, 1, BY_TORCHRUN),
-    _unneeded("local_rank", int, -1, BY_TORCHRUN),
-    _unneeded("dist_on_itp", bool, None, BY_TORCHRUN),
-    _unneeded("dist_url", str, "env://", BY_TORCHRUN),
-    _without_effect("loss_func", str, None),
+    mapped("finetune", str, "", "model.checkpoint", "model.pretrained", to=_weights, why="`imgnet` means timm's published weights"),
+    mapped("global_pool", bool, True, "model.global_pool", to=lambda value, call: {"model.global_pool": "avg"}, why="always on there"),
+    mapped("disease", str, None, "data.labels", to=_finding, why="against No Finding, as prepared"),
+    mapped("device", str, "cuda", "trainer.accelerator", to=_accelerator, why="where typed; else a device is found by itself"),
+    mapped("seed", int, 0, "seed"),
+    unneeded("data_path", str, "/datasets01/imagenet_full_size/061417/", "the prepared data set takes its place (`data.path`)"),
+    unneeded("csv_path", str, None, "the prepared data set takes its place (`data.path`)"),
+    unneeded("dataset", str, "chestxray", "only `chexpert` works there; here any prepared data set"),
+    unneeded("nb_classes", int, 1000, "classes and groups are counted in the data"),
+    unneeded("log_dir", str, "./output_dir", "the history is in the run folder"),
+    unneeded("eval_interval", int, 2, "validation rows are scored every epoch, test rows once at the end"),
+    unneeded("start_epoch", int, 0, ON_ITS_OWN),
+    refused("eval", bool, None, "there it leaves the weights out and trains all the same; use `evenhand evaluate`"),
+    unneeded("dist_eval", bool, None, "every row is scored once, on any number of processes"),
+    unneeded("num_workers", int, 10, PREPARED_ONCE),
+    unneeded("pin_mem", bool, True, PREPARED_ONCE),
+    unneeded("no_pin_mem", bool, None, PREPARED_ONCE),
+    unneeded("world_size", int, 1, BY_TORCHRUN),
+    unneeded("local_rank", int, -1, BY_TORCHRUN),
+    unneeded("dist_on_itp", bool, None, BY_TORCHRUN),
+    unneeded("dist_url", str, "env://", BY_TORCHRUN),
+    without_effect("loss_func", str, None),
 )
 
 EDIT_SHARED = (
     *SHARED,
-    _option("lambda_1", float, 1.0, "method.attribute_weight"),
-    _option("lambda_reg", float, 0.01, "method.norm_weight"),
-    _without_effect("accum_iter", int, 1, "it is printed, not used"),
-    _without_effect("drop_path", float, 0.1, EVAL_MODE),
-    _without_effect("vit_dropout_rate", float, 0.1, EVAL_MODE),
-    _without_effect("clip_grad", float, None),
-    _without_effect("smoothing", float, 0.1, NO_MIXING),
-    _without_effect("mixup", float, 0.0, NO_MIXING),
-    _without_effect("cutmix", float, 0.0, NO_MIXING),
-    _without_effect("cutmix_minmax", float, None, NO_MIXING, many=True),
-    _without_effect("mixup_prob", float, 1.0, NO_MIXING),
-    _without_effect("mixup_switch_prob", float, 0.5, NO_MIXING),
-    _without_effect("mixup_mode", str, "batch", NO_MIXING),
-    _without_effect("dne", bool, None),
+    mapped("lambda_1", float, 1.0, "method.attribute_weight"),
+    mapped("lambda_reg", float, 0.01, "method.norm_weight"),
+    without_effect("accum_iter", int, 1, "it is printed, not used"),
+    without_effect("drop_path", float, 0.1, EVAL_MODE),
+    without_effect("vit_dropout_rate", float, 0.1, EVAL_MODE),
+    without_effect("clip_grad", float, None),
+    without_effect("smoothing", float, 0.1, NO_MIXING),
+    without_effect("mixup", float, 0.0, NO_MIXING),
+    without_effect("cutmix", float, 0.0, NO_MIXING),
+    without_effect("cutmix_minmax", float, None, NO_MIXING, many=True),
+    without_effect("mixup_prob", float, 1.0, NO_MIXING),
+    without_effect("mixup_switch_prob", float, 0.5, NO_MIXING),
+    without_effect("mixup_mode", str, "batch", NO_MIXING),
+    without_effect("dne", bool, None),
 )
 
 
@@ -198,11 +188,11 @@ HEAD = PublishedScript(
 WHITE_BOX = PublishedScript(
     "train_dne.py", "the edit, with the encoder's gradient", "edit train",
     (
-        _option("epochs", int, 50, "method.epochs"),
-        _option("batch_size", int, 32, "method.batch_size", to=lambda value, call: {"method.batch_size": value * call.processes},
+        mapped("epochs", int, 50, "method.epochs"),
+        mapped("batch_size", int, 32, "method.batch_size", to=lambda value, call: {"method.batch_size": value * call.processes},
                 why="times the number of processes"),
-        _option("output_dir", str, "./output_dir", "out", to=_folder("edit"), why="a folder of its own in it"),
-        _option("sa_path", str, "./sa_cls.pt", "attribute_head", to=_head_folder, why="the folder of `evenhand edit head`, without .pt"),
+        mapped("output_dir", str, "./output_dir", "out", to=_folder("edit"), why="a folder of its own in it"),
+        mapped("sa_path", str, "./sa_cls.pt", "attribute_head", to=_head_folder, why="the folder of `evenhand edit head`, without .pt"),
         *EDIT_SHARED,
     ),
     _fixed({"method": _mode("dne")}),
@@ -211,14 +201,14 @@ WHITE_BOX = PublishedScript(
 BLACK_BOX = PublishedScript(
     "train_dne_gezo.py", "the edit, by queries alone", "edit train",
     (
-        _option("epochs", int, 50, "method.rounds", "method.budget", to=_one_of_query("method.rounds"), why="an epoch is one round"),
-        _option("batch_size", int, 32, "method.query_images", "method.budget", to=_one_of_query("method.query_images"),
+        mapped("epochs", int, 50, "method.rounds", "method.budget", to=_one_of_query("method.rounds"), why="an epoch is one round"),
+        mapped("batch_size", int, 32, "method.query_images", "method.budget", to=_one_of_query("method.query_images"),
                 why="a query is two batches on each process"),
-        _option("sampled_steps", int, 10, "method.draws", "method.budget", to=_one_of_query("method.draws")),
-        _option("init_step", float, 0.01, "method.step", why="in pixel units"),
-        _option("momentum", float, 0.9, "method.momentum", why="the script accepts whole numbers only"),
-        _option("output_dir", str, "./output_dir", "out", to=_folder("edit"), why="a folder of its own in it"),
-        _option("sa_path", str, "./sa_cls.pt", "attribute_head", to=_head_folder, why="the folder of `evenhand edit head`, without .pt",
+        mapped("sampled_steps", int, 10, "method.draws", "method.budget", to=_one_of_query("method.draws")),
+        mapped("init_step", float, 0.01, "method.step", why="in pixel units"),
+        mapped("momentum", float, 0.9, "method.momentum", why="the script accepts whole numbers only"),
+        mapped("output_dir", str, "./output_dir", "out", to=_folder("edit"), why="a folder of its own in it"),
+        mapped("sa_path", str, "./sa_cls.pt", "attribute_head", to=_head_folder, why="the folder of `evenhand edit head`, without .pt",
                 unread="it always reads ./sa_cls.pt"),
         *EDIT_SHARED,
     ),
@@ -228,56 +218,56 @@ BLACK_BOX = PublishedScript(
 DISEASE = PublishedScript(
     "finetune_fm.py", "the disease head, with the edit on every image", "train",
     (
-        _option("epochs", int, 50, "trainer.max_epochs"),
-        _option("batch_size", int, 32, "data.batch_size", to=lambda value, call: {"data.batch_size": value * call.processes},
+        mapped("epochs", int, 50, "trainer.max_epochs"),
+        mapped("batch_size", int, 32, "data.batch_size", to=lambda value, call: {"data.batch_size": value * call.processes},
                 why="times the number of processes"),
-        _option("accum_iter", int, 1, "trainer.accumulate"),
-        _option("output_dir", str, "./output_dir", "out", to=_folder("disease"), why="a folder of its own in it"),
-        _option("adddne", bool, None, "edit", to=_edit),
-        _option("dne_path", str, None, "edit", to=_edit, why="with --adddne; a published file or edit.safetensors"),
+        mapped("accum_iter", int, 1, "trainer.accumulate"),
+        mapped("output_dir", str, "./output_dir", "out", to=_folder("disease"), why="a folder of its own in it"),
+        mapped("adddne", bool, None, "edit", to=_edit),
+        mapped("dne_path", str, None, "edit", to=_edit, why="with --adddne; a published file or edit.safetensors"),
         *SHARED,
-        _option("cls_token", bool, None, "model.global_pool", to=lambda value, call: {"model.global_pool": "token" if value else None}),
-        _option("colab", bool, None, "model.global_pool", to=lambda value, call: {"model.global_pool": "token" if value else None}),
-        _option("drop_path", float, 0.1, "model.drop_path"),
-        _option("vit_dropout_rate", float, 0.0, "model.drop_rate", why="there in the blocks, here before the head"),
-        _option("weight_decay", float, 0.05, "trainer.weight_decay"),
-        _option("clip_grad", float, None, "trainer.clip_norm"),
-        _option("lr", float, None, "trainer.lr"),
-        _option("blr", float, 1e-3, "trainer.base_lr", why="of 256 images, in both"),
-        _option("layer_decay", float, 0.75, "trainer.layer_decay", why="acts where more than the head is tuned"),
-        _option("min_lr", float, 1e-6, "trainer.min_lr", unread=FIXED_RATE),
-        _option("warmup_epochs", int, 5, "trainer.warmup_epochs", unread=FIXED_RATE),
-        _option("fixed_lr", bool, None, "trainer.schedule", to=lambda value, call: {"trainer.schedule": "constant" if value else None},
+        mapped("cls_token", bool, None, "model.global_pool", to=lambda value, call: {"model.global_pool": "token" if value else None}),
+        mapped("colab", bool, None, "model.global_pool", to=lambda value, call: {"model.global_pool": "token" if value else None}),
+        mapped("drop_path", float, 0.1, "model.drop_path"),
+        mapped("vit_dropout_rate", float, 0.0, "model.drop_rate", why="there in the blocks, here before the head"),
+        mapped("weight_decay", float, 0.05, "trainer.weight_decay"),
+        mapped("clip_grad", float, None, "trainer.clip_norm"),
+        mapped("lr", float, None, "trainer.lr"),
+        mapped("blr", float, 1e-3, "trainer.base_lr", why="of 256 images, in both"),
+        mapped("layer_decay", float, 0.75, "trainer.layer_decay", why="acts where more than the head is tuned"),
+        mapped("min_lr", float, 1e-6, "trainer.min_lr", unread=FIXED_RATE),
+        mapped("warmup_epochs", int, 5, "trainer.warmup_epochs", unread=FIXED_RATE),
+        mapped("fixed_lr", bool, None, "trainer.schedule", to=lambda value, call: {"trainer.schedule": "constant" if value else None},
                 unread=FIXED_RATE),
-        _option("build_timm_transform", bool, None, "data.augment", "trainer.rand_augment", "trainer.random_erasing",
+        mapped("build_timm_transform", bool, None, "data.augment", "trainer.rand_augment", "trainer.random_erasing",
                 to=lambda value, call: {"data.augment": "published_dne" if value else None}, unread=FIXED_TRANSFORM),
-        _option("aa", str, "rand-m9-mstd0.5-inc1", "trainer.rand_augment", to=_only_transformed("trainer.rand_augment", ""),
+        mapped("aa", str, "rand-m9-mstd0.5-inc1", "trainer.rand_augment", to=_only_transformed("trainer.rand_augment", ""),
                 why="with --build_timm_transform", unread=FIXED_TRANSFORM),
-        _option("reprob", float, 0.25, "trainer.random_erasing", to=_only_transformed("trainer.random_erasing", 0.0),
+        mapped("reprob", float, 0.25, "trainer.random_erasing", to=_only_transformed("trainer.random_erasing", 0.0),
                 why="with --build_timm_transform", unread=FIXED_TRANSFORM),
-        _option("mixup", float, 0.0, "trainer.mixup"),
-        _option("cutmix", float, 0.0, "trainer.cutmix"),
-        _option("smoothing", float, 0.1, "trainer.label_smoothing", to=_smoothing, why="acts with mixup or cutmix only"),
-        _refused("cutmix_minmax", float, None, NO_COUNTERPART, many=True),
-        _refused("mixup_prob", float, 1.0, NO_COUNTERPART),
-        _refused("mixup_switch_prob", float, 0.5, NO_COUNTERPART),
-        _refused("mixup_mode", str, "batch", NO_COUNTERPART),
-        _refused("repeated-aug", bool, None, "there every image is drawn several times a batch; leave it out"),
-        _refused("optimizer", str, "adamw", "the script stops without an optimiser for any other"),
-        _unneeded("resume", str, "", ON_ITS_OWN),
-        _without_effect("color_jitter", float, None, FIXED_TRANSFORM),
-        _without_effect("remode", str, "pixel", FIXED_TRANSFORM),
-        _without_effect("recount", int, 1, FIXED_TRANSFORM),
-        _without_effect("resplit", bool, None),
-        _without_effect("ThreeAugment", bool, None),
-        _without_effect("src", bool, None),
-        _without_effect("aug_strategy", str, "default"),
-        _without_effect("norm_stats", str, None, FIXED_TRANSFORM),
-        _without_effect("train_list", str, None),
-        _without_effect("val_list", str, None),
-        _without_effect("test_list", str, None),
-        _without_effect("checkpoint_type", str, None),
-        _without_effect("lambda_reg", float, 0.01),
+        mapped("mixup", float, 0.0, "trainer.mixup"),
+        mapped("cutmix", float, 0.0, "trainer.cutmix"),
+        mapped("smoothing", float, 0.1, "trainer.label_smoothing", to=_smoothing, why="acts with mixup or cutmix only"),
+        refused("cutmix_minmax", float, None, NO_COUNTERPART, many=True),
+        refused("mixup_prob", float, 1.0, NO_COUNTERPART),
+        refused("mixup_switch_prob", float, 0.5, NO_COUNTERPART),
+        refused("mixup_mode", str, "batch", NO_COUNTERPART),
+        refused("repeated-aug", bool, None, "there every image is drawn several times a batch; leave it out"),
+        refused("optimizer", str, "adamw", "the script stops without an optimiser for any other"),
+        unneeded("resume", str, "", ON_ITS_OWN),
+        without_effect("color_jitter", float, None, FIXED_TRANSFORM),
+        without_effect("remode", str, "pixel", FIXED_TRANSFORM),
+        without_effect("recount", int, 1, FIXED_TRANSFORM),
+        without_effect("resplit", bool, None),
+        without_effect("ThreeAugment", bool, None),
+        without_effect("src", bool, None),
+        without_effect("aug_strategy", str, "default"),
+        without_effect("norm_stats", str, None, FIXED_TRANSFORM),
+        without_effect("train_list", str, None),
+        without_effect("val_list", str, None),
+        without_effect("test_list", str, None),
+        without_effect("checkpoint_type", str, None),
+        without_effect("lambda_reg", float, 0.01),
     ),
     _disease_fixed,
     _disease_notes,

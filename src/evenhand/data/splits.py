@@ -82,6 +82,39 @@ def redraw_validation(split: StrArray, patients: IntArray, strata: IntArray, fra
     return drawn
 
 
+def fold_validation(split: StrArray, patients: IntArray, strata: IntArray, folds: int, fold: int, seed: int) -> StrArray:
+    """Splits of one fold of a cross-validation: its patients are val, the other patients outside the test split are train.
+
+    Every row outside the test split is validation of one fold.
+
+    Args:
+        split: str (n,), the present splits; the test rows stay as they are.
+        patients: int (n,), equal for rows of one patient.
+        strata: int (n,), kept in the same shares.
+        folds: number of folds.
+        fold: which of them, from 0.
+        seed: of the draw.
+
+    Returns:
+        str (n,), a new array.
+
+    Raises:
+        InputError: fewer than two folds, or more than there are patients to share out.
+
+    Example:
+        >>> fold_validation(np.array(["train"] * 4), np.arange(4), np.zeros(4, int), 2, 0, seed=0).tolist().count("val")
+        2
+    """
+    rows = np.flatnonzero(split != "test")
+    known = len(np.unique(patients[rows]))
+    if not 2 <= folds <= known:
+        raise InputError(f"{folds} folds were asked for, but must be at least 2 and at most the {known} patients outside the test split")
+    drawn = np.array(split, dtype="<U5")
+    codes = _deal(patients[rows], strata[rows], np.full(folds, 1 / folds), generator(seed, "folds"))
+    drawn[rows] = np.where(codes == fold, "val", "train")
+    return drawn
+
+
 def _deal(patients: IntArray, strata: IntArray, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> IntArray:
     _, codes = np.unique(strata, return_inverse=True)
     sizes = np.bincount(codes)

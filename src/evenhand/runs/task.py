@@ -18,7 +18,7 @@ from evenhand.config.editing import EditTrainConfig, GeZOConfig
 from evenhand.config.schema import DataConfig, ModelConfig, TrainConfig
 from evenhand.data.datasets import PreparedData
 from evenhand.data.groups import Groups
-from evenhand.data.splits import redraw_validation
+from evenhand.data.splits import fold_validation, redraw_validation
 from evenhand.edits.artifact import StoredEdit
 from evenhand.errors import InputError, MethodError, TableError
 from evenhand.methods.base import Embedder, Images, Split, Store, Task
@@ -213,13 +213,14 @@ class Rows:
         return hashlib.sha256("\n".join(map(str, self.split)).encode()).hexdigest()
 
 
-def read_rows(config: DataConfig, seed: int, redraw: bool) -> Rows:
+def read_rows(config: DataConfig, seed: int, redraw: bool, fold: tuple[int, int] | None = None) -> Rows:
     """Open a prepared data set and settle labels, attributes, missing values and splits.
 
     Args:
         config: the data options.
         seed: draws train and validation anew where ``redraw`` is true; the test rows never change.
         redraw: whether to re-draw train and validation, by patient.
+        fold: (which, of how many) folds of a cross-validation over the rows outside test is validation.
 
     Raises:
         InputError: an unknown label or attribute.
@@ -231,8 +232,10 @@ def read_rows(config: DataConfig, seed: int, redraw: bool) -> Rows:
     y = data.labels(list(labels))
     groups = data.groups(list(attributes))
     split = np.asarray(data.split, dtype=object)
-    if redraw:
-        strata = np.nan_to_num(y[:, 0] if y.ndim == 2 else y, nan=-1).astype(np.int64)
+    strata = np.nan_to_num(y[:, 0] if y.ndim == 2 else y, nan=-1).astype(np.int64)
+    if fold is not None:
+        split = np.asarray(fold_validation(split, data.patients, strata, fold[1], fold[0], seed), dtype=object)
+    elif redraw:
         split = np.asarray(redraw_validation(split, data.patients, strata, config.val_fraction, seed), dtype=object)
     split = _apply_missing(config.missing, split, groups)
     if not (split == "train").any():

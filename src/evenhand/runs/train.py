@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 
 from evenhand.config import config_yaml
 from evenhand.config.editing import GeZOConfig
+from evenhand.config.methods import FinetuneConfig
 from evenhand.config.schema import TrainConfig
 from evenhand.edits.artifact import StoredEdit, check_grid, load_edit
 from evenhand.errors import EvenhandError, InputError
@@ -79,6 +81,7 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFo
     config = replace(config, seed=seed, seeds=None, out=str(out))
     check_method(config.method, config.edit, config.model.url)
     edit = open_edit(config.edit) if config.edit else None
+    config, mask = _with_mask(config)
     if rank() > 0:
         if not told_by_first(config.trainer.accelerator):
             _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw, edit)
@@ -87,9 +90,24 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFo
     if edit is not None:
         check_grid(edit, rows.data.cache.shape)
     rehearse(rows, config)
-    own = {"edit": edit.fingerprint if edit else None}
+    own = {"edit": edit.fingerprint if edit else None, **({"mask": mask} if mask else {})}
     identity = {**plain(config), **own, "redraw": redraw, "data_hash": rows.data.fingerprint}
     return carried_out(out, identity, config, lambda run: _fit(config, rows, run, redraw, edit))
+
+
+def _with_mask(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The options with the file of a mask where its search's folder was given, and the file's sha256; "" where there is none."""
+    method = config.method
+    if not isinstance(method, FinetuneConfig) or method.mask is None:
+        return config, ""
+    path = Path(method.mask)
+    if path.is_dir():
+        path = path / "mask.json"
+        if not path.is_file():
+            raise InputError(f"mask={method.mask} holds no mask.json; give the folder of a search that is finished, or a file")
+    if not path.is_file():
+        return config, ""
+    return replace(config, method=replace(method, mask=str(path))), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def carried_out(out: Path, identity: Mapping[str, Any], config: Any, fit: Callable[[RunFolder], None]) -> RunFolder:

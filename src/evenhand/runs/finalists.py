@@ -1,0 +1,231 @@
+"""The best masks of a search, trained once more and tested, beside fixed choices: what is left on test rows.
+
+    drop        = objective(test) - objective(validation), signed so that below 0 is a loss
+    difference  = objective(test, run) - objective(test, first baseline), paired: both on the same patients
+
+The validation value of a mask that was chosen for it is too good; the drop is the paper's "fairness generalisation gap".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evenhand.config.methods import METHOD_CONFIGS, FinetuneConfig
+from evenhand.config.schema import MethodConfig, TrainConfig
+from evenhand.config.search import SearchConfig
+from evenhand.data.groups import Groups
+from evenhand.errors import ConfigError, EvenhandError, nearest
+from evenhand.methods.base import Split
+from evenhand.models.fixed_masks import FIXED_MASKS
+from evenhand.random import generator
+from evenhand.runs.compare import compare
+from evenhand.runs.folder import RunFolder
+from evenhand.runs.results import stored_thresholds
+from evenhand.runs.task import Rows, read_rows
+from evenhand.runs.train import train
+from evenhand.search import MAXIMISED, Scorer, TrialRecord, objectives_of
+
+log = logging.getLogger(__name__)
+
+MEASURES: Mapping[str, tuple[str, ...]] = {
+    "worst_auc": ("auc",), "auc_gap": ("auc",), "utopia": ("auc",), "worst_accuracy": ("accuracy",), "accuracy_gap": ("accuracy",),
+    "worst_loss": ("loss",), "equalized_odds": ("tpr", "fpr"), "demographic_parity": ("positive_rate",),
+}
+"""Objective over groups -> what it is made of."""
+DECIDED = ("worst_accuracy", "accuracy_gap", "equalized_odds", "demographic_parity", "accuracy")
+"""Objectives that depend on a threshold."""
+SHOWN = ("auc", "worst_auc", "auc_gap", "equalized_odds")
+"""Objectives that are shown of every run, beside those of the search."""
+
+Array = npt.NDArray[np.float64]
+
+
+def baseline_method(name: str, mask: Path) -> MethodConfig:
+    """The method of a baseline: a fixed mask's name, or a method's.
+
+    Args:
+        name: its name; a random mask has the size of the search's.
+        mask: the search's mask.json.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if name in FIXED_MASKS:
+        return FinetuneConfig(mask=name, mask_like=str(mask) if name == "random" else None)
+    if name not in METHOD_CONFIGS:
+        known = [*FIXED_MASKS, *METHOD_CONFIGS]
+        raise ConfigError(f"baselines={name} is neither a fixed mask nor a method; {nearest(name, known)}")
+    return METHOD_CONFIGS[name]()
+
+
+def tested_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, finalists: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Train and test the finalists of a search and its baselines.
+
+    Args:
+        run: the search's folder, with masks/trial-N.json of the finalists.
+        base: options of a training.
+        config: the search's options.
+        finalists: the best trials, the chosen one first.
+
+    Returns:
+        ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference;
+        ``reference``; ``compare``: the page with all metrics. A baseline that failed has ``failed`` instead.
+    """
+    methods: dict[str, MethodConfig] = {name: baseline_method(name, run.root / "mask.json") for name in config.baselines}
+    kinds = dict.fromkeys(methods, "baseline")
+    for trial in finalists:
+        name = f"trial-{trial.number}"
+        methods[name] = FinetuneConfig(mask=str(run.root / "masks" / f"{name}.json"))
+        kinds[name] = "finalist"
+    seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
+    found: dict[str, Any] = {}
+    done: dict[str, RunFolder] = {}
+    for name, method in methods.items():
+        log.info("train and test: %s", name)
+        options = replace(base, method=method, seeds=seeds, out=str(run.root / "runs" / name))
+        if method.name == "finetune" and kinds[name] == "finalist":
+            options = replace(options, trainer=replace(options.trainer, lr=None))
+        try:
+            done[name] = train(options)
+        except EvenhandError as error:
+            if kinds[name] == "finalist":
+                raise
+            log.warning("baseline %s: %s", name, error.summary)
+            found[name] = {"kind": kinds[name], "failed": error.summary}
+    judged = {name: _Judged(folder, config) for name, folder in done.items()}
+    names = tuple(dict.fromkeys([*objectives_of(config), *SHOWN]))
+    reference = next((name for name in config.baselines if name in judged), None)
+    for name, one in judged.items():
+        found[name] = {"kind": kinds[name], "folder": f"runs/{name}", **one.values(names)}
+        if reference is not None and name != reference:
+            found[name]["difference"] = one.difference(judged[reference], config)
+    page = _compare(run, done, reference, base)
+    return {"runs": {name: found[name] for name in methods}, "reference": reference, "compare": page}
+
+
+def _compare(run: RunFolder, done: Mapping[str, RunFolder], reference: str | None, base: TrainConfig) -> str | None:
+    """The comparison page of all runs, its path in the search's folder; None where there is one run only."""
+    order = sorted(done, key=lambda name: name != reference)
+    if len(order) < 2:
+        return None
+    page = run.root / "compare" / "report.html"
+    title = "Finalists of a search against fixed choices" if reference else "Finalists of a search"
+    compare([f"{name}={done[name].root}" for name in order], page, config=base.audit, seed=base.seed, title=title)
+    return "compare/report.html"
+
+
+class _Judged:
+    """One run, judged as the search judges: on validation and on test rows, at the threshold of the validation rows."""
+
+    def __init__(self, run: RunFolder, config: SearchConfig) -> None:
+        self.config = config
+        self.parts: dict[str, list[_Part]] = {"val": [], "test": []}
+        for one in run.seeds:
+            seed = int(one.info["seed"])
+            rows = read_rows(config.data, seed, redraw=len(run.seeds) > 1)
+            table = pd.read_parquet(one.root / "predictions.parquet")
+            for split, parts in self.parts.items():
+                parts.append(_Part(rows, rows.take(split), table[table["split"] == split], stored_thresholds(one), config))
+
+    def values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Mean over seeds of every objective on both splits, and the first objective's drop."""
+        found = {split: {name: _mean([part.value(name) for part in parts]) for name in names} for split, parts in self.parts.items()}
+        first = names[0]
+        ends = found["val"][first], found["test"][first]
+        sign = 1 if first in MAXIMISED else -1
+        drop = None if ends[0] is None or ends[1] is None else sign * (ends[1] - ends[0])
+        return {**found, "drop": drop, "n_test": sum(part.n for part in self.parts["test"])}
+
+    def difference(self, reference: _Judged, config: SearchConfig) -> dict[str, Any]:
+        """The first objective on test rows, this run's minus the reference's, with the bootstrap interval over patients."""
+        name = config.objective
+        own, other = self.parts["test"], reference.parts["test"]
+        value = _less(_mean([part.value(name) for part in own]), _mean([part.value(name) for part in other]))
+        draws = []
+        rng = generator(config.seed, "finalists")
+        for _ in range(config.audit.bootstrap):
+            patients = own[0].draw(rng)
+            pairs = [(part.again(name, patients), base.again(name, patients)) for part, base in zip(own, other, strict=True)]
+            one = _less(_mean([a for a, _ in pairs]), _mean([b for _, b in pairs]))
+            if one is not None:
+                draws.append(one)
+        tail = (1 - config.audit.confidence) / 2
+        enough = value is not None and len(draws) >= max(20, config.audit.bootstrap // 2)
+        lower, upper = (float(np.quantile(draws, q)) for q in (tail, 1 - tail)) if enough else (None, None)
+        return {"value": value, "lower": lower, "upper": upper, "draws": len(draws), "better_above": name in MAXIMISED}
+
+
+class _Part:
+    """Predictions of one split of one run."""
+
+    def __init__(self, rows: Rows, split: Split, table: pd.DataFrame, thresholds: Mapping[str, float], config: SearchConfig) -> None:
+        columns = [name for name in table.columns if name == "y_score" or name.startswith("y_score_")]
+        self.scores: Array = table[columns].to_numpy(dtype=np.float64)
+        self.kind, self.config, self.split = rows.kind, config, split
+        self.names = tuple(rows.data.spec.classes) if rows.kind == "multiclass" else rows.labels
+        at = [0.5 if rows.kind == "multiclass" else thresholds.get(name, 0.5) for name in self.names]
+        self.decided = self.scores - np.asarray(at) + 0.5
+        self.n = len(split)
+        self.patient: npt.NDArray[np.int64] = np.asarray(split.patient, dtype=np.int64)
+        self.scorer = self._scorer(np.arange(self.n), self.patient, split.groups, config.min_patients) if self.n else None
+        self._rows_of: dict[int, npt.NDArray[np.int64]] = {}
+
+    def value(self, name: str) -> float | None:
+        """An objective on all rows; None where it cannot be estimated."""
+        return None if self.scorer is None else self._of(self.scorer, name, np.arange(self.n))
+
+    def draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """As many patients as there are, with replacement."""
+        known = np.unique(self.patient)
+        return np.asarray(rng.choice(known, size=len(known)))
+
+    def again(self, name: str, patients: npt.NDArray[np.int64]) -> float | None:
+        """An objective on the rows of drawn patients, over the groups that counted on all rows."""
+        if self.scorer is None:
+            return None
+        if not self._rows_of:
+            order = np.argsort(self.patient, kind="stable")
+            known, first = np.unique(self.patient[order], return_index=True)
+            self._rows_of = dict(zip(known.tolist(), np.split(order, first[1:]), strict=True))
+        rows = np.concatenate([self._rows_of[int(patient)] for patient in patients])
+        groups = {attribute: self._counted(name, attribute).take(rows) for attribute in self.split.groups}
+        return self._of(self._scorer(rows, self.patient[rows], groups, 1), name, rows)
+
+    def _counted(self, name: str, attribute: str) -> Groups:
+        """The groups of an attribute that an objective is over; rows of others have no group."""
+        groups, assert_scorer = self.split.groups[attribute], self.scorer
+        small: set[str] = set()
+        for where, keys in (assert_scorer.left_out if assert_scorer is not None else {}).items():
+            measure, _, _ = where.partition(" of ")
+            if where.endswith(f" by {attribute}") and measure in MEASURES.get(name, ()):
+                small |= keys
+        out = [code for code, key in enumerate(groups.keys) if key in small]
+        return Groups(groups.attribute, groups.keys, np.where(np.isin(groups.codes, out), -1, groups.codes)) if out else groups
+
+    def _scorer(
+        self, rows: npt.NDArray[np.int64], patient: npt.NDArray[np.int64], groups: Mapping[str, Groups], least: int
+    ) -> Scorer:
+        over: Any = self.config.over_labels
+        y = np.asarray(self.split.y)[rows]
+        return Scorer(y, groups, patient, self.kind, labels=self.names, threshold="0.5", min_patients=least, over_labels=over)  # type: ignore[arg-type]
+
+    def _of(self, scorer: Scorer, name: str, rows: npt.NDArray[np.int64]) -> float | None:
+        scores = self.decided if name in DECIDED and self.kind != "multiclass" else self.scores
+        return scorer(scores[rows], (name,)).values.get(name)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
