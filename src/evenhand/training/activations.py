@@ -52,13 +52,14 @@ class ActivationImages:
         source_fingerprint: of the images; a run's checkpoint belongs to these, whether their activations are kept or not.
 
     Attributes:
-        shape: of one image's activations.
+        shape: of one image's activations, filled up with ones to three numbers, as images have.
     """
 
     def __init__(
         self, values: npt.NDArray[Any], rows: npt.NDArray[np.int64], dtype: torch.dtype, fingerprint: str, source_fingerprint: str
     ) -> None:
-        self.shape: Any = values.shape[1:]
+        first, second, third = (*values.shape[1:], 1, 1)[:3]
+        self.shape: tuple[int, int, int] = (first, second, third)
         self.fingerprint, self.source_fingerprint = fingerprint, source_fingerprint
         self._values, self._rows, self._dtype = values, rows, dtype
 
