@@ -151,6 +151,12 @@ def test_a_network_that_reads_weights_past_their_layers_is_refused():
     assert list(model.state_dict()) == before
 
 
+def test_parts_say_which_matrices_they_have():
+    parts = {part.name: part.matrices for part in make_parts(make_network(), "norms|attention|mlp")}
+    assert parts["block0.norms"] == ()
+    assert parts["block0.attention"] == ("blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight")
+
+
 def test_a_rank_for_a_part_without_matrices_is_refused():
     model = make_network()
     parts = make_parts(model, "norms")

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from evenhand.errors import InputError, MethodError, nearest
+from evenhand.models.lora import lora_matrices
 from evenhand.models.parameters import _unwrap, is_bias, layer_ids, parameter_roles
 
 SPACES: Mapping[str, str] = MappingProxyType(
@@ -84,12 +85,14 @@ class Part:
         parameters: their names in the timm network, in its order.
         role: what they are: ``block, attention, norms, norm1, norm2, mlp, qkv.weight, …, stage, conv, norm, se, bias``.
         depth: the block or stage, 0 nearest to the input.
+        matrices: those of the parameters that can have a low-rank update; a LoRA rank for a part without any is refused.
     """
 
     name: str
     parameters: tuple[str, ...]
     role: str
     depth: int
+    matrices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def make_parts(model: nn.Module, space: str) -> tuple[Part, ...]:
     if space not in SPACES:
         raise InputError(f"search space '{space}' is not known; {nearest(space, list(SPACES))}")
     places = _places(model)
-    parts = _split(places, space)
+    parts = tuple(replace(part, matrices=lora_matrices(model, part.parameters)) for part in _split(places, space))
     if not parts:
         network = _unwrap(model)
         known = [name for name in SPACES if _split(places, name)]

@@ -74,9 +74,13 @@ class SearchSpace:
         """What can be chosen for a part: 0 and 1, or the ranks."""
         return self.lora_ranks or (0, 1)
 
+    def choices_of(self, part: Part) -> tuple[int, ...]:
+        """What can be chosen for one part: a part without matrices (norms, biases) has no rank, it is frozen or trained whole."""
+        return self.choices if part.matrices or not self.lora_ranks else (0, WHOLE)
+
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """Ask a trial for a value of everything; name -> value."""
-        found: dict[str, Any] = {part.name: trial.suggest_categorical(part.name, list(self.choices)) for part in self.parts}
+        found: dict[str, Any] = {part.name: trial.suggest_categorical(part.name, list(self.choices_of(part))) for part in self.parts}
         if len(self.lr_scales) > 1:
             for part in self.parts:
                 found[_scale(part)] = trial.suggest_categorical(_scale(part), list(self.lr_scales))

@@ -113,6 +113,24 @@ def test_fixed_masks_train_at_the_trainers_rate(task, name):
     assert mask.lr == pytest.approx(TRAINER.base_lr * 32 / 256)
 
 
+@pytest.mark.parametrize("mask", [None, "head"])
+def test_a_warm_head_starts_where_the_probe_ends(make_task, mask):
+    """With no epoch at all the network scores as a linear probe on its own embeddings."""
+    from sklearn.linear_model import LogisticRegression
+
+    def embed(images):
+        with torch.no_grad():
+            return build(1).eval().embed(images.batch(slice(None))).numpy()
+
+    task = make_task(n=200, build_model=build, trainer=replace(TRAINER, max_epochs=0), embed=embed)
+    result = Finetune(FinetuneConfig(mask=mask, warm_head=True)).fit(task)
+    x, y = embed(task.train.x), task.train.y[:, 0]
+    mean, std = x[y >= 0].mean(0), x[y >= 0].std(0)
+    probe = LogisticRegression(C=1 / (1e-3 * (y >= 0).sum()), tol=1e-8, max_iter=10000).fit(((x - mean) / std)[y >= 0], y[y >= 0])
+    expected = probe.predict_proba((embed(task.val.x) - mean) / std)[:, 1]
+    np.testing.assert_allclose(result.predict(task.val.x)[0][:, 0], expected, atol=2e-3)
+
+
 def test_low_rank_training_leaves_a_plain_network(task):
     before = {key: value.clone() for key, value in build(1).state_dict().items()}
     result = Finetune(FinetuneConfig(mask="lora", mask_n=2, mask_lr=1e-2)).fit(task)
@@ -175,6 +193,7 @@ def test_a_mask_of_another_network_or_other_weights_is_refused(make_task, tmp_pa
         ({"mask_lr": 1e-3}, "method.mask_lr is given without a mask"),
         ({"mask_n": 2}, "method.mask_n is given without a mask"),
         ({"mask": "full", "freeze": "norms"}, "both say what is trained"),
+        ({"warm_head": True, "from_scratch": True}, "choose one"),
     ],
 )
 def test_options_that_contradict_are_refused(options, said):

@@ -10,6 +10,7 @@ and the fixed choices that its paper compares with.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from evenhand.errors import ConfigError
 from evenhand.methods.base import Result, Split, Task
 from evenhand.methods.predictors import ModelPredictor
 from evenhand.methods.registry import register
+from evenhand.methods.warm import warm_head
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from evenhand.models.masks import Mask
 
 
-def train_network(task: Task, train: Split, *, freeze: str = "none", from_scratch: bool = False, **options: Any) -> Result:
+def train_network(
+    task: Task, train: Split, *, freeze: str = "none", from_scratch: bool = False, warm: bool = False, **options: Any
+) -> Result:
     """Build the task's network, train it on some rows, and wrap it as a result.
 
     Args:
@@ -35,17 +39,19 @@ def train_network(task: Task, train: Split, *, freeze: str = "none", from_scratc
         train: the rows; ``task.train`` or a part of it.
         freeze: parts that stay as they are.
         from_scratch: ignore the checkpoint.
+        warm: fit the head on embeddings first (`evenhand.methods.warm.warm_head`).
         options: ``loss, cells, balance, sample_weight`` of `evenhand.training.loop.train_model`.
     """
     from evenhand.models.parameters import freeze_parameters
     from evenhand.training.loop import train_model
 
     model = build_network(task, from_scratch)
+    notes = warm_head(model, task) if warm else ()
     if freeze != "none":
         freeze_parameters(model, freeze)
     outcome = train_model(model, train, task.val, task, **options)
     predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
-    return Result(predictor, history=outcome.history, notes=outcome.notes)
+    return Result(predictor, history=outcome.history, notes=(*notes, *outcome.notes))
 
 
 def build_network(task: Task, from_scratch: bool = False) -> nn.Module:
@@ -65,15 +71,12 @@ def train_with_mask(task: Task, mask: Mask, model: nn.Module, **options: Any) ->
     Raises:
         MethodError: the mask is of another network.
     """
-    from evenhand.models.lora import merge_lora
-    from evenhand.models.masks import apply_mask
-    from evenhand.training.loop import train_model
+    from evenhand.training.prefixed import train_masked
 
     share = mask.share(model)
-    apply_mask(model, mask, seed=task.seed)
-    setup = replace(task, trainer=replace(task.trainer, lr=mask.lr))
-    outcome = train_model(model, task.train, task.val, setup, **options)
-    merge_lora(outcome.model)
+    # several processes share the images out, each would keep activations of all of them
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    outcome = train_masked(model, mask, task.train, task.val, task, prefix=alone, **options)
     predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
     chosen = f"{sum(mask.bits)} of {len(mask.bits)} parts of '{mask.space}'"
     note = f"{share:.1%} of the parameters were trained ({chosen}), at a learning rate of {mask.lr:g}."
@@ -111,7 +114,7 @@ class Finetune:
         config: its options; see `FinetuneConfig`.
 
     Raises:
-        ConfigError: options of a mask without one, a mask beside ``freeze``, or two learning rates.
+        ConfigError: options of a mask without one, a mask beside ``freeze``, or a warm head beside ``from_scratch``.
     """
 
     def __init__(self, config: FinetuneConfig | None = None) -> None:
@@ -119,6 +122,8 @@ class Finetune:
         given = [name for name in ("lr", "space", "n", "like", "seed") if getattr(self.config, f"mask_{name}") is not None]
         if given and self.config.mask is None:
             raise ConfigError(f"method.mask_{given[0]} is given without a mask; add method.mask=… or leave it out")
+        if self.config.warm_head and self.config.from_scratch:
+            raise ConfigError("method.warm_head fits the head on embeddings of the checkpoint, which from_scratch ignores; choose one")
         if self.config.mask is not None and self.config.freeze != "none":
             raise ConfigError(f"method.mask and method.freeze={self.config.freeze} both say what is trained; leave one of them out")
 
@@ -131,9 +136,12 @@ class Finetune:
         """
         config = self.config
         if config.mask is None:
-            return train_network(task, task.train, freeze=config.freeze, from_scratch=config.from_scratch)
+            return train_network(task, task.train, freeze=config.freeze, from_scratch=config.from_scratch, warm=config.warm_head)
         model = build_network(task, config.from_scratch)
-        return train_with_mask(task, self.mask_for(task, model), model)
+        mask = self.mask_for(task, model)
+        notes = warm_head(model, task) if config.warm_head else ()
+        result = train_with_mask(task, mask, model)
+        return replace(result, notes=(*notes, *result.notes))
 
     def mask_for(self, task: Task, model: nn.Module) -> Mask:
         """The mask that the options name, of this network and with its learning rate.
