@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from evenhand.config.methods import FSCLConfig
 from evenhand.config.schema import TrainerConfig
 from evenhand.data.groups import Groups
 from evenhand.errors import ConfigError, MethodError
+from evenhand.methods.base import Split
 from evenhand.methods.baselines.dfr import features_of
+from evenhand.methods.baselines.erm import Finetune
 from evenhand.methods.baselines.fscl import FSCL, FSCLLoss, ProjectedEncoder, contrastive_loss
 from evenhand.methods.fitting import HeadSpec, fit_head
 from evenhand.training.optim import optimizer_groups
@@ -194,3 +197,35 @@ class TestRefusals:
         trainer = TrainerConfig(max_epochs=1, progress=False, accelerator="cpu", mixup=0.5)
         with pytest.raises(ConfigError, match="mixup and cutmix mix groups"):
             FSCL().fit(make_task(trainer=trainer))
+
+
+def correlated(n, seed, share):
+    """Rows whose label is in number 0 and whose group, that of the label in ``share`` of the rows, is twice as plain in number 1."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    group = np.where(rng.random(n) < share, y, 1 - y)
+    x = rng.standard_normal((n, 8)).astype(np.float32)
+    x[:, 0] += y
+    x[:, 1] += 2.0 * group
+    return x, y, group
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scores_depend_less_on_a_group_that_goes_with_the_label_than_after_plain_training(make_task, seed):
+    def split(n, row_seed, share):
+        x, y, group = correlated(n, row_seed, share)
+        images = replace(make_task(n=2).train.x, features=x)
+        return Split(images, y[:, None].astype(np.float32), {"site": Groups("site", ("a", "b"), group)}, np.arange(n), np.arange(n))
+
+    trainer = TrainerConfig(max_epochs=15, progress=False, accelerator="cpu", lr=0.01, weight_decay=0.0, monitor="last")
+    fields = {"train": split(600, seed, 0.9), "val": split(300, seed + 100, 0.9), "attributes": ("site",), "seed": seed}
+    test = split(4000, seed + 999, 0.5)
+    y, group = test.y[:, 0], test.groups["site"].codes
+    auc, dependence = {}, {}
+    for name, method in (("erm", Finetune()), ("fscl", FSCL())):
+        scores = method.fit(make_task(**fields, trainer=trainer, batch_size=100)).predict(test.x)[0][:, 0]
+        auc[name] = roc_auc_score(y, scores)
+        means = [[scores[(y == label) & (group == g)].mean() for g in (0, 1)] for label in (0, 1)]
+        dependence[name] = sum(abs(a - b) for a, b in means)
+    assert dependence["fscl"] < 0.7 * dependence["erm"]
+    assert auc["fscl"] > auc["erm"] - 0.03
