@@ -6,13 +6,15 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from timm import create_model
 from torch import nn
 
 from evenhand.errors import InputError, MethodError
 from evenhand.models.backbones import ImageClassifier
+from evenhand.models.masks import apply_mask, make_mask
 from evenhand.models.networks import register_architectures
-from evenhand.models.parameters import parameter_roles
+from evenhand.models.parameters import hold_frozen_norms, parameter_groups, parameter_roles
 from evenhand.models.parts import available_spaces, make_parts
 
 VIT = "vit_tiny_patch16_224"
@@ -146,6 +148,29 @@ def test_spaces_by_stage_cover_the_same_parameters_as_the_blocks(name):
     for space in set(available_spaces(model)) & {"blocks", "stages", "conv|norm", "conv|norm|se"}:
         members[space] = {key for part in make_parts(model, space) for key in part.parameters}
     assert all(found == members["blocks"] for found in members.values())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_mask_of_any_family_freezes_to_the_bit(name):
+    """In the space of most parts that the family has: one step with weight decay, half of the parts trained."""
+    model = create_model(name, num_classes=2, **OPTIONS.get(name, {}))
+    space = max(available_spaces(model), key=lambda space: len(make_parts(model, space)))
+    parts = make_parts(model, space)
+    mask = make_mask(model, space, parts, [k % 2 for k in range(len(parts))], lr=1e-3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    names = apply_mask(model, mask)
+    hold_frozen_norms(model.train())
+    side = {"swin_tiny_patch4_window7_224": 56, "evenhand_demo_vit": 64}.get(name, 32)
+    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1), lr=0.01)
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 0, 1])).backward()
+    optimizer.step()
+    norms = {key.rsplit(".", 1)[0] for key in names if parameter_roles(model)[key] == "norm"}
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    statistics = {key for key in moved if key.rsplit(".", 1)[1] in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {key.rsplit(".", 1)[0] for key in statistics} <= norms
+    assert moved - statistics <= set(names)
+    assert {key for key in names if key.endswith("weight")} & moved
 
 
 def test_the_outside_of_a_vit_is_in_no_part():

@@ -30,6 +30,7 @@ from evenhand.models.parameters import _unwrap, head_prefixes, hold_frozen_norms
 from evenhand.models.parts import SPACES, Part, make_parts
 
 SCHEMA = "evenhand.mask/1"
+MASK_FILE = "mask.json"
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def read_mask(
     """Read a mask.json, or a published ``.npy`` vector of bits, for a network.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a search with its mask.json.
         model: the network that it will be applied to.
         lr: learning rate to use instead of the file's; a ``.npy`` has none, so there it must be given.
         space: the space of a ``.npy``; default: the only published one of that length. A mask.json states its own.
@@ -296,6 +297,7 @@ def read_mask(
         MethodError: the mask is of another network, of other weights, or of another length.
     """
     path = Path(path)
+    path = path / MASK_FILE if path.is_dir() else path
     if path.suffix == ".npy":
         from evenhand.models.published_masks import read_published
 

@@ -86,8 +86,9 @@ def test_a_published_vector_is_the_same_as_its_mask_file(task, tmp_path):
     np.save(tmp_path / "mask.npy", np.array(bits, dtype=np.int8))
     path, _ = saved(tmp_path, bits)
     vector = Finetune(FinetuneConfig(mask=str(tmp_path / "mask.npy"), mask_lr=3e-3)).fit(task).predict(task.val.x)[0]
-    fresh = replace(task, store=type(task.store)())
-    np.testing.assert_array_equal(Finetune(FinetuneConfig(mask=path)).fit(fresh).predict(task.val.x)[0], vector)
+    for given in (path, str(tmp_path)):
+        fresh = replace(task, store=type(task.store)())
+        np.testing.assert_array_equal(Finetune(FinetuneConfig(mask=given)).fit(fresh).predict(task.val.x)[0], vector)
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
@@ -194,6 +195,8 @@ def test_a_mask_of_another_network_or_other_weights_is_refused(make_task, tmp_pa
         ({"mask_n": 2}, "method.mask_n is given without a mask"),
         ({"mask": "full", "freeze": "norms"}, "both say what is trained"),
         ({"warm_head": True, "from_scratch": True}, "choose one"),
+        ({"mask": "atention"}, r"no file and no fixed mask; did you mean 'attention'\?"),
+        ({"mask": "runs/none/mask.json"}, "no file and no fixed mask; give a mask.json, a published .npy, or one of full, head"),
     ],
 )
 def test_options_that_contradict_are_refused(options, said):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenhand.config.methods import FinetuneConfig
-from evenhand.errors import ConfigError
+from evenhand.errors import ConfigError, nearest
 from evenhand.methods.base import Result, Split, Task
 from evenhand.methods.predictors import ModelPredictor
 from evenhand.methods.registry import register
@@ -114,7 +114,8 @@ class Finetune:
         config: its options; see `FinetuneConfig`.
 
     Raises:
-        ConfigError: options of a mask without one, a mask beside ``freeze``, or a warm head beside ``from_scratch``.
+        ConfigError: options of a mask without one, a mask that is no name and no file, a mask beside ``freeze``, or a warm
+            head beside ``from_scratch``.
     """
 
     def __init__(self, config: FinetuneConfig | None = None) -> None:
@@ -126,6 +127,17 @@ class Finetune:
             raise ConfigError("method.warm_head fits the head on embeddings of the checkpoint, which from_scratch ignores; choose one")
         if self.config.mask is not None and self.config.freeze != "none":
             raise ConfigError(f"method.mask and method.freeze={self.config.freeze} both say what is trained; leave one of them out")
+
+        self._check_mask_is_there()
+
+    def _check_mask_is_there(self) -> None:
+        """Before any work: a mistyped name or path."""
+        from evenhand.models.fixed_masks import FIXED_MASKS
+
+        name = self.config.mask
+        if name is not None and name not in FIXED_MASKS and not os.path.exists(name):
+            hint = nearest(name, FIXED_MASKS, otherwise=f"give a mask.json, a published .npy, or one of {', '.join(FIXED_MASKS)}")
+            raise ConfigError(f"method.mask is '{name}', which is no file and no fixed mask; {hint}")
 
     def fit(self, task: Task) -> Result:
         """Train on the training rows; validation rows pick the epoch.
