@@ -118,8 +118,8 @@ def history_picture(record: Json) -> list[Picture]:
             ys.append(better([value, *ys[-1:]]))
     axes.line([x for pair in zip(xs, [*xs[1:], axes.x[1]], strict=True) for x in pair], [y for y in ys for _ in range(2)], ORANGE, 1.8)
     legend_entry(sheet, (60, 12), "best so far", ORANGE)
-    sheet.text((170, 15), "● complete  ▼ stopped early  ✕ collapsed; values beyond the scale lie on its edge", size=7.5, colour=MUTED)
     said = f"{first['name']} ({first['means']}) on validation rows, {'higher' if first['maximised'] else 'lower'} is better."
+    said += " Circles: complete; grey triangles: stopped early; grey crosses: collapsed or failed; beyond the scale: on its edge."
     rows = [Row(str(trial["number"]), (Cell(f"{value:.4f}"), Cell(_state(trial), state="text"))) for trial, value in points]
     return [picture("Objective over time", sheet.svg(said, "search-history", "Objective over time"), said,
                     Table(("trial", first["name"], "state"), tuple(rows)))]

@@ -1,7 +1,8 @@
 """`evenhand demo`: the whole story on a synthetic cohort whose bias is planted, so that what is found can be checked.
 
 Make a cohort -> write PNG files and a CSV -> prepare -> train a plain probe and mitigations on the bundled encoder, an image edit
-among them -> audit each -> compare -> measure how much each really depends on the attribute, with counterfactual twins.
+and a small search of what to fine-tune among them -> audit each -> compare -> measure how much each really depends on the attribute,
+with counterfactual twins.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evenhand.config.editing import DNEConfig
-from evenhand.config.methods import METHOD_CONFIGS
+from evenhand.config.methods import METHOD_CONFIGS, FinetuneConfig
 from evenhand.config.schema import AuditConfig, DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from evenhand.config.search import SearchConfig
 from evenhand.data.cache import CachedImages, build_cache
 from evenhand.data.datasets import PreparedData
 from evenhand.data.sources.csv import prepare_csv
@@ -27,15 +29,20 @@ from evenhand.errors import InputError
 from evenhand.runs.compare import compare, page_of
 from evenhand.runs.folder import RunFolder, write_json
 from evenhand.runs.results import load_predictor, stored_thresholds
+from evenhand.runs.search import search_mask
 from evenhand.runs.train import train
 
 log = logging.getLogger(__name__)
 
-METHODS = ("linear_probe", "reweight", "dfr", "eo_head", "dne")
+SEARCHED = "fairtune"
+"""Not a method but two commands: a search, then fine-tuning with the mask that it found."""
+METHODS = ("linear_probe", "reweight", "dfr", "eo_head", "dne", SEARCHED)
 EDIT = DNEConfig(
     family=["spectral"], attributes=["group"], epochs=4, batch_size=96, refit_every=10, reference_images=512, controls=False
 )
 """A small edit that is trained in seconds: a filter of a few numbers, a few passes over the images, no noise control."""
+TUNING = TrainerConfig(max_epochs=2, lr=5e-4, accelerator="cpu", progress=False)
+"""How trials, finalists and the network that is kept are trained; the rate is that of the comparison, masks have their own."""
 MODALITY = {"chest": "chest_film", "skin": "dermoscopy"}
 ATTRIBUTES = ("group", "age")
 AGE_EDGES = (0.0, 60.0, 200.0)
@@ -53,6 +60,7 @@ class DemoRun:
         groups: attribute -> group -> number of test images.
         dependence: test decisions and scores against those of the counterfactual twins.
         edit: for a method that trains an edit: what it fools and what it hides, in a sentence; else empty.
+        search: for a searched mask: what was chosen, in a sentence; else empty.
     """
 
     method: str
@@ -62,6 +70,7 @@ class DemoRun:
     groups: Mapping[str, Mapping[str, int]]
     dependence: Dependence
     edit: str = ""
+    search: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def demo(
         out: folder for everything; new, empty, or from the same call.
         seed: of the cohort and of every method.
         cohort: another cohort than the default one (its own ``seed`` counts then, for its images).
-        methods: registry names; the first is the reference that the others are compared with.
+        methods: registry names, or fairtune; the first is the reference that the others are compared with.
         audit: another audit configuration than the default one.
         report: called with a line of text at each step.
 
@@ -103,28 +112,52 @@ def demo(
         0.25
     """
     root, settings, judged = Path(out), cohort or SyntheticConfig(seed=seed), audit or AuditConfig()
-    unknown = [name for name in methods if name not in METHOD_CONFIGS]
+    known = (*METHOD_CONFIGS, SEARCHED)
+    unknown = [name for name in methods if name not in known]
     if unknown or not methods:
-        raise InputError(f"methods {unknown} are unknown; give at least one of {', '.join(METHOD_CONFIGS)}")
+        raise InputError(f"methods {unknown} are unknown; give at least one of {', '.join(known)}")
     _claim(root, {"seed": seed, "cohort": asdict(settings)})
     report(f"cohort: {settings.n_patients} patients, {settings.kind}, {settings.size} px, trace: {', '.join(settings.shortcuts) or 'none'}")
     data, images, twins = _prepare(root, settings)
     runs = []
     for name in methods:
-        report(f"train and audit: {name}")
+        report(f"{'search, ' * (name == SEARCHED)}train and audit: {name}")
         config = TrainConfig(
             data=DataConfig(path=str(data.root)),
             model=ModelConfig(precision="fp32"),
-            method=EDIT if name == EDIT.name else METHOD_CONFIGS[name](),
+            method=EDIT if name == EDIT.name else METHOD_CONFIGS.get(name, FinetuneConfig)(),
             trainer=TrainerConfig(accelerator="cpu", progress=False),
             audit=judged,
             seed=seed,
             out=str(root / name),
         )
-        runs.append(_outcome(train(config), data, images, twins))
+        if name == SEARCHED:
+            config = _after_search(root / "search", config)
+        runs.append(_outcome(name, train(config), data, images, twins))
     report("compare")
     page = _compare([run.folder for run in runs], root / "compare", judged, seed) if len(runs) > 1 else runs[0].folder / "report.html"
     return DemoResult(root, page, settings, expected_performance(settings), tuple(runs))
+
+
+def _after_search(root: Path, config: TrainConfig) -> TrainConfig:
+    """Search what to fine-tune, a few trials long; the options of a training with the mask that was found."""
+    found = search_mask(
+        SearchConfig(
+            data=replace(config.data, attributes=["group"]),
+            model=config.model,
+            trainer=TUNING,
+            n_trials=8,
+            lr_low=1e-4,
+            min_patients=1,
+            startup_trials=4,
+            finalists=1,
+            baselines=["full"],
+            audit=config.audit,
+            seed=config.seed,
+            out=str(root),
+        )
+    )
+    return replace(config, method=FinetuneConfig(mask=str(found.root)), trainer=replace(TUNING, lr=None))
 
 
 def _claim(root: Path, settings: Mapping[str, Any]) -> None:
@@ -163,7 +196,7 @@ def _prepare(root: Path, settings: SyntheticConfig) -> tuple[PreparedData, Cache
     return data, data.images(rows), cache.images()
 
 
-def _outcome(run: RunFolder, data: PreparedData, images: CachedImages, twins: CachedImages) -> DemoRun:
+def _outcome(name: str, run: RunFolder, data: PreparedData, images: CachedImages, twins: CachedImages) -> DemoRun:
     """Read a run's audit, and score its test images and their twins."""
     found = json.loads((run.root / "audit.json").read_text(encoding="utf-8"))["labels"]["label"]
     predictor = load_predictor(run, data.root / "embeddings").predictor
@@ -173,13 +206,14 @@ def _outcome(run: RunFolder, data: PreparedData, images: CachedImages, twins: Ca
     scores, twin_scores = (predictor.predict(part, groups)[0][:, 0] for part in (images, twins))
     parts = found["attributes"]
     return DemoRun(
-        method=str(run.info["method"]),
+        method=name,
         folder=run.root,
         auc=found["overall"]["auc"],
         gaps={name: parts[name]["gaps"]["equalized_odds"] for name in ATTRIBUTES},
         groups={name: {key: int(item["n"]) for key, item in parts[name]["groups"].items()} for name in ATTRIBUTES},
         dependence=dependence(scores, twin_scores, threshold, groups["group"].names()),
         edit=_edit_line(run.root),
+        search=_search_line(run.root.parent / "search") if name == SEARCHED else "",
     )
 
 
@@ -188,6 +222,11 @@ def _edit_line(root: Path) -> str:
     if not (root / "edit.json").exists():
         return ""
     return " ".join(json.loads((root / "edit.json").read_text(encoding="utf-8")).get("summary") or ())
+
+
+def _search_line(root: Path) -> str:
+    """What a search chose."""
+    return str(json.loads((root / "search.json").read_text(encoding="utf-8"))["summary"])
 
 
 def _compare(folders: Sequence[Path], out: Path, config: AuditConfig, seed: int) -> Path:

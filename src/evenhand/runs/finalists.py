@@ -83,7 +83,7 @@ def tested_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fi
     kinds = dict.fromkeys(methods, "baseline")
     for trial in finalists:
         name = f"trial-{trial.number}"
-        methods[name] = FinetuneConfig(mask=str(run.root / "masks" / f"{name}.json"))
+        methods[name] = FinetuneConfig(mask=str(run.root / "masks" / f"{name}.json"), warm_head=config.warm_head)
         kinds[name] = "finalist"
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     found: dict[str, Any] = {}

@@ -19,6 +19,8 @@ from evenhand.files import locked, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
+SEARCH_RUN_SCHEMA = "evenhand.search_run/1"
+"""Schema of run.json in the folder of a search."""
 PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 IGNORED_IN_IDENTITY = (
     "out", "embeddings", "trainer.progress", "seeds", "model.timeout", "model.retries", "model.connections", "model.ca_file",

@@ -24,7 +24,7 @@ from evenhand.methods.base import Images, Predictor, Result, Task
 from evenhand.methods.predictors import ModelPredictor, predictor_from_state
 from evenhand.models import ImageClassifier, build_classifier
 from evenhand.runs.edited import EDIT_RUN_SCHEMA, edit_of, edited_embed
-from evenhand.runs.folder import RunFolder, write_json
+from evenhand.runs.folder import SEARCH_RUN_SCHEMA, RunFolder, write_json
 from evenhand.runs.task import Encoder, Rows, pick_device
 
 
@@ -158,6 +158,11 @@ def load_config(run: RunFolder) -> TrainConfig:
         raise InputError(
             f"model={run.root} holds an edit, which scores nothing by itself; train a head on it first, as evenhand train "
             f"edit={run.root} method=linear_probe, and give that run"
+        )
+    if run.info.get("schema") == SEARCH_RUN_SCHEMA:
+        raise InputError(
+            f"model={run.root} holds a search, which scores nothing by itself; train with its mask first, as evenhand train "
+            f"method=finetune mask={run.root}, and give that run"
         )
     if not run.done:
         raise InputError(

@@ -32,7 +32,7 @@ from evenhand.models.masks import write_mask
 from evenhand.report.leakage_table import table_lines
 from evenhand.report.search_page import tested_table, write_search_page
 from evenhand.runs.finalists import baseline_method, tested_finalists
-from evenhand.runs.folder import FileStore, RunFolder, package_versions, utc_now, write_json
+from evenhand.runs.folder import SEARCH_RUN_SCHEMA, FileStore, RunFolder, package_versions, utc_now, write_json
 from evenhand.runs.search_record import search_record, trials_csv
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
 from evenhand.runs.train import deterministic, plain, provenance
@@ -41,7 +41,6 @@ from evenhand.search.trial import TrainMasked
 
 log = logging.getLogger(__name__)
 
-SEARCH_RUN_SCHEMA = "evenhand.search_run/1"
 TEMPORARY = "temporary"
 FREE = (
     "n_trials", "sampler", "startup_trials", "pruner", "prune_after", "prune_startup", "reduction", "prefix", "reuse", "stop_collapsed",
