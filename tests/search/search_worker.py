@@ -141,7 +141,8 @@ class Trainer:
                 os.kill(os.getpid(), 9)
             logits = logits_of(val, setup.kind, quality(mask) * epoch / epochs)
             if mishap == "collapse":
-                logits = np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
+                # as often high as low in each class and group: an AUC of exactly 0.5
+                logits = np.broadcast_to((np.arange(len(val)) // 12 % 2)[:, None], logits.shape).astype(np.float32)
             if mishap == "one class":
                 logits = logits * 0.01 + 4
             if mishap == "not finite":

@@ -32,10 +32,10 @@ def summary(result):
 
 
 def test_a_search_finds_the_good_mask_and_says_what_it_did(search, lab):
-    result, lines, trained, epochs = search(n_trials=40)
-    assert len(trained) == 40
-    assert len(epochs) == 160
-    assert [trial.state for trial in result.trials] == ["complete"] * 40
+    result, lines, trained, epochs = search(n_trials=30)
+    assert len(trained) == 30
+    assert len(epochs) == 120
+    assert [trial.state for trial in result.trials] == ["complete"] * 30
     best = max(result.trials, key=lambda trial: trial.values)
     assert result.best.values == best.values
     assert result.mask.trial == result.best.number
@@ -44,9 +44,9 @@ def test_a_search_finds_the_good_mask_and_says_what_it_did(search, lab):
     assert (result.mask.seed, result.mask.study) == (0, "search")
     assert len(result.mask.model_hash) == len(result.mask.data_hash) == 64
     wrong = sum(part.train != bool(lab.GOOD[part.name]) for part in result.mask.parts)
-    assert wrong <= 1, "forty trials find the mask, or one bit beside it"
-    assert lines[-1].startswith("trial 39: worst_auc ")
-    assert f"40 of 40 done; best worst_auc {result.best.values[0]:.4f} (trial {result.best.number})" in lines[-1]
+    assert wrong <= 1, "thirty trials find the mask, or one bit beside it"
+    assert lines[-1].startswith("trial 29: worst_auc ")
+    assert f"30 of 30 done; best worst_auc {result.best.values[0]:.4f} (trial {result.best.number})" in lines[-1]
     assert result.finalists(3)[0] == result.best
     assert set(result.best.metrics) >= {"worst_auc", "auc", "auc_gap", "equalized_odds", "worst_loss"}
     assert 0 < result.best.share < 1
@@ -92,13 +92,12 @@ def test_ctrl_c_leaves_a_usable_study(search, lab, tmp_path):
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
 def test_pruning_saves_epochs(search, pruner):
-    full, _, _, all_epochs = search("full", n_trials=30, seed=3)
-    pruned, lines, trained, epochs = search("pruned", n_trials=30, seed=3, pruner=pruner, prune_startup=3)
+    pruned, lines, trained, epochs = search(n_trials=20, seed=3, pruner=pruner, prune_startup=3, sampler="random")
     stopped = [trial for trial in pruned.trials if trial.state == "pruned"]
     assert stopped
-    assert len(trained) == 30
+    assert len(trained) == 20
     assert len(epochs) == sum(trial.epochs for trial in pruned.trials)
-    assert len(epochs) < len(all_epochs) == 120
+    assert len(epochs) <= 70 < 80 == 4 * len(trained)
     assert all(trial.epochs < 4 for trial in stopped)
     assert any(f"stopped after {stopped[0].epochs} epochs" in line for line in lines)
     assert pruned.best.state == "complete"

@@ -42,7 +42,9 @@ class SeededSampler(BaseSampler):
 
     def _of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         if self._inner is None or self._number != trial.number:
-            before = sum(other.number < trial.number and not is_lost(other) for other in study.get_trials(deepcopy=False))
+            # of the storage: under Hyperband a sampler is shown the trials of one bracket only
+            trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+            before = sum(other.number < trial.number and not is_lost(other) for other in trials)
             self._inner = make_sampler(self.name, derive_seed(self.seed, "sampler", before) % 2**32, self.startup)
             self._number = trial.number
         return self._inner
