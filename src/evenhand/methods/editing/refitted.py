@@ -42,15 +42,6 @@ class Affine:
         out = z @ self.weight.to(z.dtype).T + self.bias.to(z.dtype)
         return out if dummies is None or not self.extra.numel() else out + dummies @ self.extra.to(z.dtype).T
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors on the CPU."""
-        return {"weight": self.weight.cpu(), "extra": self.extra.cpu(), "bias": self.bias.cpu()}
-
-    @classmethod
-    def restore(cls, state: dict[str, Tensor], device: torch.device) -> Affine:
-        """From `state`."""
-        return cls(**{name: value.to(device) for name, value in state.items()})
-
 
 def fit_affine(
     z: Tensor, codes: Tensor, n_classes: int, l2: float, *, dummies: Tensor | None = None, weight: Tensor | None = None
@@ -113,12 +104,3 @@ class Reader:
             return z.sum() * 0.0
         base = functional.cross_entropy(self.base(z[:, :0], dummies), codes)
         return (base - functional.cross_entropy(self.head(z, dummies), codes)) / self.entropy
-
-    def state(self) -> dict[str, Any]:
-        """Plain tensors and numbers."""
-        return {"head": self.head.state(), "base": self.base.state(), "entropy": self.entropy}
-
-    @classmethod
-    def restore(cls, state: dict[str, Any], device: torch.device) -> Reader:
-        """From `state`."""
-        return cls(Affine.restore(state["head"], device), Affine.restore(state["base"], device), float(state["entropy"]))
