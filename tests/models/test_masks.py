@@ -223,6 +223,20 @@ def test_a_file_that_is_no_mask_is_refused(vit, tmp_path, text, said):
         read_mask(tmp_path / "mask.json", vit)
 
 
+@pytest.mark.parametrize(("field", "value"), [("train", "false"), ("train", 1), ("lora_rank", 4.5), ("lr_scale", "1"), ("lr_scale", None)])
+def test_a_part_of_other_types_is_refused_not_guessed(vit, tmp_path, field, value):
+    record = json.loads(mask_of(vit, [1] * 6).to_json())
+    record["parts"][2][field] = value
+    (tmp_path / "mask.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"block0\.mlp|not a complete mask"):
+        read_mask(tmp_path / "mask.json", vit)
+
+
+def test_the_share_of_another_network_is_refused(vit):
+    with pytest.raises(MethodError, match="lacks"):
+        mask_of(make_resnet(), [1] * 4, "blocks").share(vit)
+
+
 def test_a_missing_or_binary_file_is_said(vit, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_mask(tmp_path / "none.json", vit)

@@ -52,6 +52,10 @@ class PartChoice:
     lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.train, bool) or not isinstance(self.lora_rank, int):
+            raise InputError(
+                f"part '{self.name}' has train {self.train!r} and lora_rank {self.lora_rank!r}, but must be true or false and a number"
+            )
         if self.lora_rank < 0 or (self.lora_rank and not self.train):
             raise InputError(
                 f"part '{self.name}' has lora_rank {self.lora_rank} and train={self.train}; a rank is >= 0, and 0 where frozen"
@@ -137,8 +141,12 @@ class Mask:
 
         Returns:
             Trained parameters over the network's own parameters.
+
+        Raises:
+            MethodError: the mask is of another network.
         """
         network = _unwrap(model)
+        check_mask(model, self)
         ranks = _lora_ranks(model, self.parts)
         sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
         full = sum(sizes[name] for name in self.trained(model) - set(ranks))
