@@ -146,7 +146,7 @@ class FairPruneConfig(MethodConfig):
     name: str = opt("fairprune", "registry name of the method")
     attribute: Optional[str] = opt(None, "sensitive attribute; default: the first one of the data set")
     share: float = opt(0.35, "share of the weights that are zero after the last round", "share")
-    rounds: int = opt(7, "equal steps in which they are set to zero, each with a new measurement", low=1)
+    rounds: int = opt(7, "steps in which they are set to zero: each measures anew and doubles their number", low=1)
     beta: float = opt(0.33, "how much the privileged group's saliency counts against a weight", low=0)
     privileged: Optional[str] = opt(None, "the privileged group; default: the one with the highest AUC on validation rows")
     pairs: str = opt("max", "more than two groups: against the one with the lowest AUC, or the mean of all others", choices=("max", "mean"))

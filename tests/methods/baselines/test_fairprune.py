@@ -214,8 +214,7 @@ def test_all_of_the_share_is_pruned_and_nothing_else_is_touched(make_task, kind)
         if name.removeprefix("network.") not in weights:
             assert torch.equal(after, before)
     shares = [record["pruned_share"] for record in result.history if "round" in record]
-    assert shares == sorted(shares)
-    assert len(shares) == 4
+    assert shares == pytest.approx([0.0, 0.1, 0.2, 0.4], abs=0.5 / total + 1e-6)
 
 
 def test_without_a_better_round_the_network_is_as_trained(make_task):
