@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits, redraw_validation
+from evenhand.data.splits import content_codes, find_leaks, fold_validation, join_units, make_splits, redraw_validation
 from evenhand.errors import InputError
 
 
@@ -66,3 +66,26 @@ def test_shares_must_be_shares() -> None:
         make_splits(np.arange(3), np.zeros(3, int), (0.5, 0.5, 0.5))
     with pytest.raises(InputError):
         redraw_validation(np.array(["train"]), np.arange(1), np.zeros(1, int), 1.0, 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=100), st.integers(2, 5), st.integers(0, 3))
+def test_every_patient_outside_test_is_validation_of_one_fold(rows: list[tuple[int, int]], folds: int, seed: int) -> None:
+    patients, strata = np.array(rows).T
+    split = np.where(patients % 5 == 0, "test", "train")
+    known = len(np.unique(patients[split != "test"]))
+    if known < folds:
+        with pytest.raises(InputError, match="at most the"):
+            fold_validation(split, patients, strata, folds, 0, seed)
+        return
+    drawn = [fold_validation(split, patients, strata, folds, fold, seed) for fold in range(folds)]
+    judged = sum((part == "val").astype(int) for part in drawn)
+    assert (judged == (split != "test")).all()
+    for part in drawn:
+        assert not find_leaks(part, patients)
+        assert abs(len(np.unique(patients[part == "val"])) - known / folds) <= 1.0 + 1e-6
+
+
+def test_one_fold_is_none() -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        fold_validation(np.array(["train"] * 4), np.arange(4), np.zeros(4, int), 1, 0, 0)

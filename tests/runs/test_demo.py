@@ -61,6 +61,17 @@ def test_the_edit_step_leaves_an_edit_that_is_put_on_images_and_twins(finished: 
     np.testing.assert_allclose(loaded.predictor.predict(twins)[0], by_hand, atol=1e-9)
 
 
+def test_the_search_step_leaves_a_mask_and_a_network_tuned_with_it(tmp_path: Path) -> None:
+    cohort = SyntheticConfig(n_patients=120, images_per_patient=(1, 1), fractions=(0.3, 0.5, 0.2), prevalence={"A": 0.5, "B": 0.5})
+    (run,) = demo(tmp_path / "demo", cohort=cohort, methods=("fairtune",), audit=QUICK).runs
+    assert run.method == "fairtune"
+    assert "parts of 'norms|attention|mlp' are trained" in run.search
+    search = RunFolder(tmp_path / "demo" / "search")
+    assert search.done
+    assert (search.root / "report.html").exists()
+    assert (run.folder / "mask.json").read_text() == (search.root / "mask.json").read_text()
+
+
 def test_other_settings_and_unknown_methods_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other settings"):
         demo(finished, seed=1, cohort=COHORT)

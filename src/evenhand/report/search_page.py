@@ -104,14 +104,14 @@ def _tested_parts(record: Json) -> list[Part]:
     )
     if tested.get("reference"):
         said += f" Differences are to {tested['reference']}, on the same patients."
-    parts = [Part(text=said, table=tested_table(record)), Part(figures=tuple(difference_picture(record)))]
-    parts += [Part(points=(words.sentence(text),)) for text in tested_sentences(record)]
+    parts = [Part(text=said, table=finalist_table(record)), Part(figures=tuple(difference_picture(record)))]
+    parts += [Part(points=(words.sentence(text),)) for text in finalist_sentences(record)]
     if tested.get("compare"):
         parts.append(Part(text=f"Every metric of every group, with audit-grade intervals: {tested['compare']}."))
     return parts
 
 
-def tested_table(record: Json) -> Table:
+def finalist_table(record: Json) -> Table:
     """Finalists and baselines: the objectives on validation and on test rows, the drop, and the paired difference."""
     runs, first = record["tested"]["runs"], record["objectives"][0]["name"]
     known = next((one for one in runs.values() if "test" in one), None)
@@ -132,7 +132,7 @@ def tested_table(record: Json) -> Table:
     return Table(columns, tuple(rows))
 
 
-def tested_sentences(record: Json) -> list[str]:
+def finalist_sentences(record: Json) -> list[str]:
     """What the paired difference of the chosen mask says, and what the drop says."""
     tested, first = record["tested"], record["objectives"][0]
     one = tested["runs"].get(f"trial-{record['best']}") or {}

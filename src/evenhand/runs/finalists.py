@@ -66,7 +66,7 @@ def baseline_method(name: str, mask: Path) -> MethodConfig:
     return METHOD_CONFIGS[name]()
 
 
-def tested_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, finalists: Sequence[TrialRecord]) -> dict[str, Any]:
+def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, finalists: Sequence[TrialRecord]) -> dict[str, Any]:
     """Train and test the finalists of a search and its baselines.
 
     Args:

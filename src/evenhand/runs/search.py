@@ -30,8 +30,8 @@ from evenhand.files import write_text
 from evenhand.methods.base import Task
 from evenhand.models.masks import write_mask
 from evenhand.report.leakage_table import table_lines
-from evenhand.report.search_page import tested_table, write_search_page
-from evenhand.runs.finalists import baseline_method, tested_finalists
+from evenhand.report.search_page import finalist_table, write_search_page
+from evenhand.runs.finalists import baseline_method, judge_finalists
 from evenhand.runs.folder import SEARCH_RUN_SCHEMA, FileStore, RunFolder, package_versions, utc_now, write_json
 from evenhand.runs.search_record import search_record, trials_csv
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
@@ -224,7 +224,7 @@ def _finish(run: RunFolder, config: SearchConfig, result: SearchResult, record: 
     write_text(run.root / "trials.csv", trials_csv(result))
     tested: Mapping[str, Any] = {}
     if config.finalists:
-        tested = tested_finalists(run, train_config(config), config, result.finalists(config.finalists))
+        tested = judge_finalists(run, train_config(config), config, result.finalists(config.finalists))
     notes = [*result.notes, *encoder.notes]
     full = {**record, "tested": tested, "notes": notes, "versions": package_versions()}
     write_json(run.root / "search.json", full)
@@ -240,6 +240,6 @@ def search_lines(run: RunFolder) -> list[str]:
     record = json.loads((run.root / "search.json").read_text(encoding="utf-8"))
     lines = [str(record["summary"])]
     if record["tested"]:
-        lines += table_lines(tested_table(record))
+        lines += table_lines(finalist_table(record))
     return lines
 

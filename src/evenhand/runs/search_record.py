@@ -13,6 +13,7 @@ from evenhand.config.search import OBJECTIVES, SearchConfig
 from evenhand.search import MAXIMISED, SearchResult, TrialRecord, load_study
 
 SEARCH_SCHEMA = "evenhand.search/1"
+JOURNAL = "study.journal"
 LEAST_TRIALS = 4
 """Complete trials below which nothing is said on the importance of parts."""
 
@@ -41,7 +42,7 @@ def search_record(result: SearchResult, config: SearchConfig, storage: str, abou
             for name in ("n_trials", "sampler", "pruner", "outer", "seed", "prefix", "views", "reuse", "warm_head", "workers", "threshold")
         },
         "epochs": config.trainer.max_epochs,
-        "study": {"name": result.study, "storage": result.storage},
+        "study": {"name": result.study, "storage": result.storage if "://" in (config.storage or "") else config.storage or JOURNAL},
         "trials": [trial.to_json() for trial in result.trials],
         "best": result.best.number,
         "pick": config.pick if len(result.objectives) > 1 else "best",

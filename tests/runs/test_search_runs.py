@@ -1,0 +1,215 @@
+"""`evenhand search` as a whole: its folder, the way on, what it refuses, and finalists that are tested."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evenhand.cli.app import main
+from evenhand.config import compose
+from evenhand.data.sources.csv import prepare_csv
+from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
+from evenhand.errors import ConfigError, InputError
+from evenhand.models.masks import Mask
+from evenhand.runs.finalists import _Judged, baseline_method
+from evenhand.runs.folder import RunFolder
+from evenhand.runs.predict import predict
+from evenhand.runs.search import FREE, rows_of, search_lines, search_mask
+from evenhand.runs.search_record import effects, importance
+from evenhand.runs.train import train
+from evenhand.search import TrialRecord
+
+TINY = [
+    "model=test_vit", "model.input_size=[32,32]", "model.precision=fp32", "trainer.accelerator=cpu", "trainer.progress=false",
+    "trainer.max_epochs=1", "data.attributes=group", "audit.bootstrap=40", "audit.permutations=99",
+]
+SEARCH = [*TINY, "space=blocks", "min_patients=3", "lr_low=1e-3", "lr_high=1e-2", "n_trials=2", "finalists=1", "baselines=head"]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("search-cohort")
+    write_cohort(make_cohort(SyntheticConfig(size=32, n_patients=400, signal=2.5, prevalence={"A": 0.5, "B": 0.5})), root / "images")
+    out = root / "prepared"
+    prepare_csv(root / "images" / "metadata.csv", out, images=root / "images", labels=["label"], attributes=["group"], size=32)
+    return out
+
+
+@pytest.fixture(scope="module")
+def searched(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return search_mask(compose("search", [f"data={cohort}", *SEARCH, f"out={tmp_path_factory.mktemp('searched') / 'run'}"]))
+
+
+def record_of(run: RunFolder) -> dict:
+    return json.loads((run.root / "search.json").read_text())
+
+
+def test_the_folder_explains_itself(searched: RunFolder) -> None:
+    there = {path.name for path in searched.root.iterdir() if not path.name.startswith(".")}
+    assert there >= {"config.yaml", "run.json", "search.json", "mask.json", "masks", "trials.csv", "report.html", "runs", "compare"}
+    assert "activations" not in there
+    assert searched.done
+    record, mask = record_of(searched), Mask.from_json((searched.root / "mask.json").read_text())
+    best = record["trials"][record["best"]]
+    assert best["values"][0] == max(trial["values"][0] for trial in record["trials"] if not trial["collapsed"])
+    assert (mask.trial, mask.study, mask.space) == (record["best"], "search", "blocks")
+    assert mask.lr == best["params"]["lr"]
+    assert [part.train for part in mask.parts] == [bool(best["params"][part.name]) for part in mask.parts]
+    assert mask.model_hash
+    assert mask.data_hash
+    table = pd.read_csv(searched.root / "trials.csv")
+    assert list(table["trial"]) == [0, 1]
+    assert {"value_worst_auc", "val_auc_gap", "lr", "block0"} <= set(table.columns)
+
+
+def test_the_page_tells_what_was_found_and_no_patient(searched: RunFolder, cohort: Path) -> None:
+    page = (searched.root / "report.html").read_text()
+    for heading in ("The chosen mask", "On test rows", "What was tried", "What mattered", "Every trial"):
+        assert heading in page
+    assert "Objective over time" in page
+    assert "compare/report.html" in page
+    patients = pd.read_csv(cohort / "table.csv")["patient_id"].astype(str)
+    assert not any(f">{patient}<" in page for patient in patients[:50])
+    lines = search_lines(searched)
+    assert lines[0].startswith("trial ")
+    assert any(line.startswith("head") for line in lines)
+
+
+def test_a_finalist_trained_again_has_the_value_of_its_trial(searched: RunFolder) -> None:
+    record = record_of(searched)
+    one = record["tested"]["runs"][f"trial-{record['best']}"]
+    assert one["val"]["worst_auc"] == pytest.approx(record["trials"][record["best"]]["values"][0], abs=1e-6)
+    assert one["drop"] == pytest.approx(one["test"]["worst_auc"] - one["val"]["worst_auc"])
+    gap, head = one["difference"], record["tested"]["runs"]["head"]
+    assert gap["value"] == pytest.approx(one["test"]["worst_auc"] - head["test"]["worst_auc"])
+    assert gap["lower"] <= gap["value"] <= gap["upper"]
+
+
+def test_values_on_test_rows_are_those_of_the_audit(searched: RunFolder) -> None:
+    record = record_of(searched)
+    audit = json.loads((searched.root / "runs" / "head" / "audit.json").read_text())["labels"]["label"]
+    groups = [item["auc"]["value"] for item in audit["attributes"]["group"]["groups"].values()]
+    found = record["tested"]["runs"]["head"]["test"]
+    assert found["worst_auc"] == pytest.approx(min(groups))
+    assert found["auc_gap"] == pytest.approx(max(groups) - min(groups))
+    assert found["auc"] == pytest.approx(audit["overall"]["auc"]["value"])
+    assert found["equalized_odds"] == pytest.approx(audit["attributes"]["group"]["gaps"]["equalized_odds"]["value"])
+
+
+def test_the_difference_of_a_run_to_itself_is_zero(searched: RunFolder, cohort: Path) -> None:
+    config = compose("search", [f"data={cohort}", *SEARCH])
+    judged = _Judged(RunFolder(searched.root / "runs" / "head"), config)
+    gap = judged.difference(judged, config)
+    assert (gap["value"], gap["lower"], gap["upper"]) == (0.0, 0.0, 0.0)
+
+
+def test_stage_two_takes_the_folder_and_ends_where_the_search_did(searched: RunFolder, cohort: Path, tmp_path: Path) -> None:
+    words = [f"data={cohort}", *TINY, "method=finetune", f"mask={searched.root}", f"out={tmp_path / 'tuned'}"]
+    run = train(compose("train", words))
+    record = record_of(searched)
+    again = pd.read_parquet(run.root / "predictions.parquet")
+    finalist = pd.read_parquet(searched.root / "runs" / f"trial-{record['best']}" / "predictions.parquet")
+    assert np.allclose(again["y_score"], finalist["y_score"], atol=1e-6)
+    assert (run.root / "results.csv").exists()
+    shutil.copy(searched.root / "mask.json", tmp_path / "mask.json")
+    changed = json.loads((tmp_path / "mask.json").read_text()) | {"lr": 0.02}
+    (tmp_path / "mask.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="mask was"):
+        train(compose("train", [*words[:-2], f"mask={tmp_path / 'mask.json'}", words[-1]]))
+
+
+def test_the_same_command_finds_it_finished_and_a_larger_budget_goes_on(cohort: Path, tmp_path: Path) -> None:
+    words = [f"data={cohort}", *SEARCH, "finalists=0", "n_trials=1", f"out={tmp_path / 'run'}"]
+    run = search_mask(compose("search", words))
+    before = (run.root / "search.json").stat().st_mtime_ns
+    assert search_mask(compose("search", words)).done
+    assert (run.root / "search.json").stat().st_mtime_ns == before
+    first = record_of(run)["trials"][0]
+    further = search_mask(compose("search", [*words, "n_trials=2"]))
+    trials = record_of(further)["trials"]
+    assert len(trials) == 2
+    assert trials[0]["values"] == first["values"]
+    assert record_of(further)["tested"] == {}
+    with pytest.raises(InputError, match=r"objective was worst_auc, now auc"):
+        search_mask(compose("search", [*words, "objective=auc"]))
+
+
+def test_a_temporary_study_leaves_no_file(cohort: Path, tmp_path: Path) -> None:
+    words = [f"data={cohort}", *SEARCH, "finalists=0", "n_trials=1", "storage=temporary", f"out={tmp_path / 'run'}"]
+    run = search_mask(compose("search", words))
+    assert not list(run.root.rglob("*.journal"))
+    assert record_of(run)["study"]["storage"] == "temporary"
+
+
+def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def refused(*words: str) -> str:
+        with pytest.raises(InputError) as caught:
+            search_mask(compose("search", [f"data={cohort}", *SEARCH, f"out={out}", *words]))
+        assert not out.exists()
+        return str(caught.value)
+
+    assert "the spaces it has are" in refused("space=conv|norm")
+    assert "no attribute has them" in refused("min_patients=5000")
+    assert "model.url is a server" in refused("model.url=http://127.0.0.1:9")
+    assert "baselines=fulll is neither a fixed mask nor a method" in refused("baselines=fulll")
+    assert "names one twice" in refused("baselines=full,full")
+    assert "both auc" in refused("objective=auc", "second_objective=auc")
+
+
+def test_the_command_prints_the_mask_and_the_folder(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["search", f"data={cohort}", *SEARCH, "finalists=0", "n_trials=1", f"out={out}"]) == 0
+    first, last = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("trial 0 was chosen: ")
+    assert last == str(out)
+    assert main(["search", f"data={cohort}", *SEARCH, "finalists=0", "space=nothing", f"out={tmp_path / 'other'}"]) == 2
+
+
+def test_a_search_scores_nothing_by_itself(searched: RunFolder, cohort: Path) -> None:
+    with pytest.raises(InputError, match="holds a search, which scores nothing by itself"):
+        predict(compose("predict", [f"model={searched.root}", f"data={cohort}"]))
+
+
+def test_mask_is_short_for_the_methods_option() -> None:
+    assert compose("train", ["data.path=d", "method=finetune", "mask=bitfit"]).method.mask == "bitfit"
+    with pytest.raises(ConfigError, match="it belongs to: finetune"):
+        compose("train", ["data.path=d", "method=linear_probe", "mask=bitfit"])
+
+
+def test_folds_judge_every_row_outside_test_once(cohort: Path) -> None:
+    config = compose("search", [f"data={cohort}", *SEARCH, "outer=cv", "folds=3"])
+    splits = [rows_of(config, k) for k in range(3)]
+    plain = rows_of(compose("search", [f"data={cohort}", *SEARCH]), 0)
+    outside = plain.split != "test"
+    assert ((np.array([rows.split == "val" for rows in splits]).sum(axis=0) == 1) == outside).all()
+    for rows in splits:
+        assert (rows.split[~outside] == "test").all()
+        assert not set(rows.data.patients[rows.split == "val"]) & set(rows.data.patients[rows.split == "train"])
+
+
+def test_options_that_are_free_exist() -> None:
+    config = compose("search", ["data.path=d"])
+    assert set(FREE) <= set(vars(config))
+
+
+def test_baselines_are_fixed_masks_or_methods() -> None:
+    assert baseline_method("bitfit", Path("m.json")).mask == "bitfit"
+    assert baseline_method("random", Path("m.json")).mask_like == "m.json"
+    assert baseline_method("linear_probe", Path("m.json")).name == "linear_probe"
+
+
+def test_effects_are_means_over_trials_that_may_win() -> None:
+    trials = [
+        TrialRecord(0, "complete", (0.8,), {"a": 1}), TrialRecord(1, "complete", (0.6,), {"a": 1}),
+        TrialRecord(2, "complete", (0.5,), {"a": 0}), TrialRecord(3, "complete", (0.1,), {"a": 0}, collapsed="AUC 0.5"),
+        TrialRecord(4, "pruned", (), {"a": 0}),
+    ]
+    assert effects(trials, ["a"])["a"] == {"trained": pytest.approx(0.7), "n_trained": 2, "frozen": 0.5, "n_frozen": 1}
+    assert importance("nowhere", "search", trials[:2], "auc") == {}
