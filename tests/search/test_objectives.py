@@ -29,7 +29,8 @@ def case(seed, n=600, k=3):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_objective_is_that_of_other_libraries(seed):
     y, codes, score = case(seed)
-    found = Scorer(y[:, None], groups("site", codes), np.arange(len(y)), "binary", tuple(OBJECTIVES), threshold="0.5")(score[:, None]).values
+    scorer = Scorer(y[:, None], groups("site", codes), np.arange(len(y)), "binary", tuple(OBJECTIVES), threshold="0.5")
+    found = scorer(score[:, None]).values
     decision = (score >= 0.5).astype(int)
     parts = [codes == code for code in range(3)]
     aucs = np.array([roc_auc_score(y[part], score[part]) for part in parts])

@@ -72,7 +72,8 @@ def test_what_a_training_does_not_depend_on_is_not_in_its_key(parts):
 
 
 def test_spaces_are_told_apart(parts):
-    described = [space_of(parts, **options).describe() for options in ({}, {"lr_high": 1e-2}, {"lora_ranks": [0, 4]}, {"lr_scales": [1.0, 2.0]})]
+    several = ({}, {"lr_high": 1e-2}, {"lora_ranks": [0, 4]}, {"lr_scales": [1.0, 2.0]})
+    described = [space_of(parts, **options).describe() for options in several]
     assert len({json.dumps(item) for item in described}) == 4
     assert SearchSpace.of(SearchConfig(), parts[:-1]).describe()["parts_hash"] != described[0]["parts_hash"]
 

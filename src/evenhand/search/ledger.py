@@ -30,6 +30,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from evenhand.errors import EvenhandError
 from evenhand.search.records import ATTEMPTS, BEAT, COLLAPSED, FAILURE, KEY, LOST, OWNER, RESULT, is_counted, is_lost
 from evenhand.search.storage import GONE, Address, booking, patiently
 
@@ -202,10 +203,23 @@ class Ledger:
 
         return self._end(trial, attempt)
 
-    def give_back(self, trial: Trial, why: str) -> None:
-        """Queue a trial again that was interrupted; it does not count as lost by a worker's death."""
+    def give_back(self, trial: Trial | None, why: str) -> None:
+        """Queue a trial again that was interrupted; it does not count as lost by a worker's death.
+
+        Where the storage is away too, that is left to whoever looks next: no sign of life comes from here any more.
+
+        Args:
+            trial: one that was taken; None: what may have been half taken.
+            why: for the log.
+        """
         self._let_go()
-        patiently(lambda: self._lose(self.storage.get_trial(trial._trial_id), why, died=False), self.address, self.terms.wait)
+        try:
+            if trial is None:
+                self._rescue()
+            else:
+                self._lose(self.storage.get_trial(trial._trial_id), why, died=False)
+        except (*GONE, EvenhandError) as error:
+            log.warning("%s, and the storage could not be told (%s)", why, error)
 
     def _end(self, trial: Trial, attempt: Callable[[], None]) -> bool:
         try:

@@ -65,12 +65,16 @@ class Worker:
         """Trials until the budget is spent.
 
         Raises:
-            KeyboardInterrupt: after the trial that was running was queued again.
+            KeyboardInterrupt: after the trial that was running was queued again, as it is after every other error.
             RunError: the storage stayed away, or the disk is full.
         """
         while True:
             self._alive()
-            turn = self.ledger.take(self.space.suggest, self._key)
+            try:
+                turn = self.ledger.take(self.space.suggest, self._key)
+            except BaseException:
+                self.ledger.give_back(None, "interrupted")
+                raise
             if turn is Turn.DONE:
                 return
             if isinstance(turn, Turn):
@@ -80,8 +84,9 @@ class Worker:
                 self._run(turn)
             except TrialTakenAway as error:
                 log.warning("%s; what this worker found is dropped", error)
-            except KeyboardInterrupt:
-                self.ledger.give_back(turn, "interrupted")
+            except BaseException as error:
+                why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"cut short by {type(error).__name__}"
+                self.ledger.give_back(turn, why)
                 raise
             self.after()
 
