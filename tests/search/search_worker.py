@@ -21,7 +21,7 @@ from torch import nn
 from evenhand.config.schema import TrainerConfig
 from evenhand.config.search import SearchConfig
 from evenhand.data.groups import Groups
-from evenhand.errors import NonFiniteLossError
+from evenhand.errors import MethodError, NonFiniteLossError
 from evenhand.methods.base import Split, Task
 from evenhand.search import run_search
 from evenhand.training.loop import TrainOutcome
@@ -117,7 +117,8 @@ class Trainer:
     Args:
         log: a line for every training and every epoch goes there.
         pause: seconds an epoch takes.
-        mishaps: number of a trial -> "nan", "memory", "memory twice", "collapse", "one class", "die" (once), or "disk".
+        mishaps: number of a trial -> "nan", "memory", "memory twice", "collapse", "one class", "not finite",
+            "broken", "bug", or "die" (once).
     """
 
     def __init__(self, log: str, pause: float = 0.0, mishaps: dict[str, str] | None = None) -> None:
@@ -132,6 +133,10 @@ class Trainer:
         self.say(trial=mask.trial, key=mask.key, lr=mask.lr, batch=setup.batch_size, accumulate=setup.trainer.accumulate, seed=setup.seed)
         if mishap == "nan":
             raise NonFiniteLossError("the loss became nan in epoch 1")
+        if mishap == "broken":
+            raise MethodError("peft cannot do this")
+        if mishap == "bug":
+            raise KeyError("a bug")
         if mishap == "memory twice" or (mishap == "memory" and setup.batch_size == 16):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         epochs = setup.trainer.max_epochs

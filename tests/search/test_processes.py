@@ -27,7 +27,8 @@ def start(tmp_path):
     def run(**orders):
         orders = {"out": str(tmp_path / "out"), "log": str(tmp_path / "log"), **orders}
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([sys.executable, str(PROGRAM), json.dumps(orders)], stdout=subprocess.PIPE, text=True, env=environment)
+        command = [sys.executable, str(PROGRAM), json.dumps(orders)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         started.append(process)
         return process
 
@@ -36,6 +37,7 @@ def start(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stderr.close()
 
 
 def records(storage):
@@ -118,7 +120,13 @@ def test_two_calls_join_one_study_and_keep_to_one_budget(start, lab, tmp_path):
     assert [trial.state for trial in records(tmp_path / "shared.journal")] == ["complete"] * 9
 
 
-def test_an_error_in_a_worker_process_is_the_callers(start, tmp_path):
-    process = start(config={"n_trials": 4, "workers": 2}, task={"kind": "unknown"})
-    process.communicate()
+@pytest.mark.parametrize(
+    ("mishap", "said"),
+    [("broken", "MethodError: peft cannot do this"), ("bug", "RunError: a worker met an error that is not foreseen, KeyError")],
+)
+def test_an_error_in_a_worker_process_is_the_callers(start, tmp_path, mishap, said):
+    process = start(config={"n_trials": 4, "workers": 2}, mishaps={"1": mishap}, pause=0.1)
+    _, problem = process.communicate()
     assert process.returncode == 1
+    assert said in problem
+    assert "running" not in [trial.state for trial in records(tmp_path / "out" / "study.journal")]

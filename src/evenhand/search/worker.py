@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -215,7 +216,11 @@ def process_main(orders: Orders, problems: Any) -> None:
         os._exit(0)
     except EvenhandError as error:
         problems.put((type(error).__name__, error.summary, error.details))
-        raise SystemExit(1) from error
+        raise SystemExit(1) from None
+    except Exception as error:
+        where = traceback.format_exc().strip().splitlines()[-9:]
+        problems.put(("RunError", f"a worker met an error that is not foreseen, {type(error).__name__}: {error}", where))
+        raise SystemExit(1) from None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
