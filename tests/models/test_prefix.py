@@ -93,12 +93,12 @@ def test_with_a_frozen_body_only_the_head_is_left(name):
         assert torch.allclose(split.prefix.eval()(images), model.embed(images), atol=1e-6)
 
 
-def test_every_parameter_of_a_network_is_left_to_the_suffix_when_it_is_trained():
-    """One at a time: the prefix must not hold it, and nothing before its step is left out of the prefix."""
+def test_any_parameter_of_a_network_is_left_to_the_suffix_when_it_is_trained():
+    """Every fourth, one at a time: the prefix does not hold it, and the suffix gives it, and it alone, a gradient."""
     for name in ("vit_tiny_patch16_224", "resnet10t", "convnext_atto"):
         model = build(name, **NETWORKS[name][0])
         images = images_for(model, 2)
-        for trained, _ in list(model.network.named_parameters()):
+        for trained in [name for name, _ in model.network.named_parameters()][::4]:
             names = train_only(model, [trained])
             split = split_network(model, names)
             if split is None:

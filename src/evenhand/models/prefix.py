@@ -235,17 +235,15 @@ def _cut(model: nn.Module, steps: tuple[Step, ...], first: int) -> NetworkSplit 
     with torch.no_grad():
         images = _probe(_image_shape(model), 2, model)
         normalise = getattr(model, "normalise", None)
-        x = images if normalise is None else normalise(images)
-        for position, step in enumerate(steps[:first]):
-            model.train()
-            hold_frozen_norms(model)
-            noisy = step.run(_unwrap(model), x)
-            model.eval()
-            calm = step.run(_unwrap(model), x)
-            if not torch.equal(noisy, calm):
-                first = position
-                break
-            x = calm
+        network = _unwrap(model)
+        model.eval()
+        passed = [images if normalise is None else normalise(images)]
+        for step in steps[:first]:
+            passed.append(step.run(network, passed[-1].clone()))  # some steps write over what they are given
+        model.train()
+        hold_frozen_norms(model)
+        again = [step.run(network, x.clone()) for step, x in zip(steps[:first], passed, strict=False)]
+        first = min((position for position, x in enumerate(again) if not torch.equal(x, passed[position + 1])), default=first)
         if first == 0:
             return None
         prefix, suffix = Prefix(model, steps[:first]), Suffix(model, steps[first:])
@@ -253,7 +251,7 @@ def _cut(model: nn.Module, steps: tuple[Step, ...], first: int) -> NetworkSplit 
         whole, parts = model(images), suffix(prefix(images))
         if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-5, atol=1e-6):
             return None
-    return NetworkSplit(prefix, suffix, steps[first].name, tuple(x.shape[1:]), x.dtype, first / len(steps))
+    return NetworkSplit(prefix, suffix, steps[first].name, tuple(passed[first].shape[1:]), passed[first].dtype, first / len(steps))
 
 
 def _chain(network: Any, shape: tuple[int, int, int]) -> tuple[Step, ...]:
