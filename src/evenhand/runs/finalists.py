@@ -79,13 +79,16 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
         ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference;
         ``reference``; ``compare``: the page with all metrics. A baseline that failed has ``failed`` instead.
     """
+    seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     methods: dict[str, MethodConfig] = {name: baseline_method(name, run.root / "mask.json") for name in config.baselines}
     kinds = dict.fromkeys(methods, "baseline")
     for trial in finalists:
         name = f"trial-{trial.number}"
-        methods[name] = FinetuneConfig(mask=str(run.root / "masks" / f"{name}.json"), warm_head=config.warm_head)
+        # a network without a checkpoint begins with other weights under every seed, in the search too
+        methods[name] = FinetuneConfig(
+            mask=str(run.root / "masks" / f"{name}.json"), warm_head=config.warm_head, mask_other_weights=seeds is not None
+        )
         kinds[name] = "finalist"
-    seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     found: dict[str, Any] = {}
     done: dict[str, RunFolder] = {}
     for name, method in methods.items():
