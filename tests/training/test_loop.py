@@ -178,6 +178,24 @@ def test_bf16_on_a_processor_gives_the_model_back_in_fp32(lab):
     assert exact.history[0]["train_loss"] == pytest.approx(outcome.history[0]["train_loss"], abs=0.02)
 
 
+def test_channels_last_changes_the_layout_and_not_the_result(lab):
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, x):
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return x
+
+    train, val = lab.split(40, channels=3), lab.split(20, seed=1, channels=3)
+    options = {"optimizer": "sgd", "max_epochs": 2}
+    plain = train_model(lab.model(channels=3), train, val, lab.setup(**options))
+    model = nn.Sequential(Looks(), *lab.model(channels=3))
+    outcome = train_model(model, train, val, lab.setup(channels_last=True, **options))
+    assert all(seen)
+    assert outcome.history[-1] == pytest.approx(plain.history[-1], abs=1e-5)
+    assert all(value.is_contiguous() for value in outcome.model.state_dict().values())
+
+
 @pytest.mark.parametrize(("kind", "outputs"), [("binary", 1), ("multiclass", 3)])
 def test_class_weights_balance_what_the_loss_sees(lab, kind, outputs):
     train = lab.split(40, kind)
