@@ -22,7 +22,8 @@ def trial(number: int, *values: float, bits: int = 0, **more: Any) -> dict[str, 
 
 
 def run_of(value: float, test: float, **more: Any) -> dict[str, Any]:
-    return {"kind": "finalist", "val": {"auc": value, "auc_gap": 0.1}, "test": {"auc": test, "auc_gap": 0.2}, "drop": test - value, **more}
+    both = {"val": {"auc": value, "auc_gap": 0.1}, "test": {"auc": test, "auc_gap": 0.2}}
+    return {"kind": "finalist", **both, "searched": value, "drop": test - value, **more}
 
 
 RECORD: dict[str, Any] = {

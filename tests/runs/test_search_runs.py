@@ -84,7 +84,8 @@ def test_a_finalist_trained_again_has_the_value_of_its_trial(searched: RunFolder
     record = record_of(searched)
     one = record["tested"]["runs"][f"trial-{record['best']}"]
     assert one["val"]["worst_auc"] == pytest.approx(record["trials"][record["best"]]["values"][0], abs=1e-6)
-    assert one["drop"] == pytest.approx(one["test"]["worst_auc"] - one["val"]["worst_auc"])
+    assert one["searched"] == record["trials"][record["best"]]["values"][0]
+    assert one["drop"] == pytest.approx(one["test"]["worst_auc"] - one["searched"])
     gap, head = one["difference"], record["tested"]["runs"]["head"]
     assert gap["value"] == pytest.approx(one["test"]["worst_auc"] - head["test"]["worst_auc"])
     assert gap["lower"] <= gap["value"] <= gap["upper"]

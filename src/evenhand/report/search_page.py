@@ -99,8 +99,8 @@ def _tested_parts(record: Json) -> list[Part]:
         return [Part(text=NOT_TESTED)]
     first = record["objectives"][0]
     said = (
-        f"Finalists are the best masks on validation rows, trained once more. The drop is the change of {first['name']} from validation to "
-        "test rows, below 0 where it is worse there."
+        f"Finalists are the best masks on validation rows, trained once more. The drop is the change of {first['name']} from validation "
+        "rows (of finalists: as the search judged them) to test rows, below 0 where it is worse there."
     )
     if tested.get("reference"):
         said += f" Differences are to {tested['reference']}, on the same patients."
@@ -126,7 +126,7 @@ def finalist_table(record: Json) -> Table:
             continue
         gap = one.get("difference") or {}
         interval = "" if gap.get("lower") is None else f"{words.number(gap['lower'])} to {words.number(gap['upper'])}"
-        cells = [_cell(one["val"][first]), _cell(one["test"][first]), _cell(one["drop"], signed=True)]
+        cells = [_cell(one["searched"]), _cell(one["test"][first]), _cell(one["drop"], signed=True)]
         cells += [Cell(_signed(gap["value"]), interval) if gap.get("value") is not None else Cell("–", "", "empty")]
         rows.append(Row(title, (*cells, *(_cell(one["test"][other]) for other in others)), "run"))
     return Table(columns, tuple(rows))

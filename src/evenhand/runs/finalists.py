@@ -82,6 +82,7 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     methods: dict[str, MethodConfig] = {name: baseline_method(name, run.root / "mask.json") for name in config.baselines}
     kinds = dict.fromkeys(methods, "baseline")
+    searched = {f"trial-{trial.number}": trial.values[0] for trial in finalists}
     for trial in finalists:
         name = f"trial-{trial.number}"
         # a network without a checkpoint begins with other weights under every seed, in the search too
@@ -107,7 +108,7 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     names = tuple(dict.fromkeys([*objectives_of(config), *SHOWN]))
     reference = next((name for name in config.baselines if name in judged), None)
     for name, one in judged.items():
-        found[name] = {"kind": kinds[name], "folder": f"runs/{name}", **one.values(names)}
+        found[name] = {"kind": kinds[name], "folder": f"runs/{name}", **one.values(names, searched.get(name))}
         if reference is not None and name != reference:
             found[name]["difference"] = one.difference(judged[reference], config)
     page = _compare(run, done, reference, base)
@@ -138,14 +139,14 @@ class _Judged:
             for split, parts in self.parts.items():
                 parts.append(_Part(rows, rows.take(split), table[table["split"] == split], stored_thresholds(one), config))
 
-    def values(self, names: Sequence[str]) -> dict[str, Any]:
-        """Mean over seeds of every objective on both splits, and the first objective's drop."""
+    def values(self, names: Sequence[str], searched: float | None = None) -> dict[str, Any]:
+        """Mean over seeds of every objective on both splits, and the first one's drop: from what the search found, where it judged."""
         found = {split: {name: _mean([part.value(name) for part in parts]) for name in names} for split, parts in self.parts.items()}
         first = names[0]
-        ends = found["val"][first], found["test"][first]
+        ends = found["val"][first] if searched is None else searched, found["test"][first]
         sign = 1 if first in MAXIMISED else -1
         drop = None if ends[0] is None or ends[1] is None else sign * (ends[1] - ends[0])
-        return {**found, "drop": drop, "n_test": sum(part.n for part in self.parts["test"])}
+        return {**found, "searched": ends[0], "drop": drop, "n_test": sum(part.n for part in self.parts["test"])}
 
     def difference(self, reference: _Judged, config: SearchConfig) -> dict[str, Any]:
         """The first objective on test rows, this run's minus the reference's, with the bootstrap interval over patients."""
