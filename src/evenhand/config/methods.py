@@ -154,7 +154,7 @@ class FairPruneConfig(MethodConfig):
                     choices=("gap", "last"))
     tolerance: float = opt(0.02, "pick=gap: most validation AUC to give up against the network as trained", low=0)
     images: int = opt(500, "training images of a group that curvature is measured on", "images")
-    curvature_batch: int = opt(8, "images a backward pass of that measurement; 1 is exact, more is faster", "images")
+    curvature_batch: int = opt(2, "images a backward pass of that measurement; 1 is exact, more is faster and noisier", "images")
 
 
 @dataclass

@@ -15,7 +15,8 @@
 h is the diagonal of the generalised Gauss-Newton matrix, sum_n J_n' H_n J_n / n with H_n the curvature of the loss in the
 logits: diag(p) - p p' for classes, p (1 - p) for one logit. It is never negative, and where the network is piecewise linear (ReLU) it
 is the diagonal of the Hessian itself. One backward pass through a sum of the rows' terms with random signs gives its
-unbiased estimate for a batch of ``curvature_batch`` images; with 1 it is exact.
+unbiased estimate for a batch of ``curvature_batch`` images; with 1 it is exact. Its noise makes weights look as if they
+served p alone, and those go first, so the batches are small.
 
 Weights are parameters of more than one dimension; biases, norms, tokens and position embeddings stay. p is the group named, else
 the one with the highest AUC on validation rows. More than two groups: u is the one with the lowest AUC (pairs=max), or h_u the
