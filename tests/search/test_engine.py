@@ -7,6 +7,7 @@ import threading
 import warnings
 from itertools import pairwise
 
+import optuna
 import pytest
 
 from evenhand.errors import ConfigError, DiskFullError, InputError, MethodError, RunError
@@ -251,8 +252,6 @@ def test_what_may_change_between_calls(search):
 
 
 def test_a_study_that_others_made_is_refused(search, tmp_path):
-    import optuna
-
     storage = open_storage(find_address(str(tmp_path / "a" / "study.journal"), None))
     study = optuna.create_study(study_name="search", storage=storage, direction="maximize")
     study.add_trial(optuna.create_trial(value=1.0))
@@ -344,7 +343,9 @@ def test_the_dashboard_reads_the_journal(search, tmp_path):
         warnings.simplefilter("ignore")
         dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is for development only")
         search(n_trials=4, mishaps={"1": "collapse"})
-        app = dashboard.wsgi(open_storage(find_address(str(tmp_path / "a" / "study.journal"), None)))
+        # as the dashboard opens a file it is given
+        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "a" / "study.journal"))
+        app = dashboard.wsgi(optuna.storages.JournalStorage(backend))
 
         def get(path):
             environment = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "SERVER_NAME": "x", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}

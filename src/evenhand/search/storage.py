@@ -130,7 +130,7 @@ class Journal(JournalFileBackend):
     """Optuna's journal file that repairs what a full disk or a kill cut short."""
 
     def __init__(self, path: Path) -> None:
-        lock: Any = JournalFileOpenLock(str(path)) if sys.platform == "win32" else Lock(path.with_name(path.name + ".lock"))
+        lock: Any = JournalFileOpenLock(str(path)) if sys.platform == "win32" else Lock(path.with_name(path.name + ".writing"))
         self.path, self.lock = path, lock
         super().__init__(str(path), lock_obj=lock)
 
@@ -139,7 +139,8 @@ class Journal(JournalFileBackend):
         data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in logs).encode()
         self.lock.acquire()
         try:
-            with disk_errors(self.path), self.path.open("rb+") as file:
+            # at the end of the file wherever that is by now: a dashboard that writes a note does not know this lock
+            with disk_errors(self.path), os.fdopen(os.open(self.path, os.O_RDWR | os.O_APPEND), "rb+") as file:
                 start = _complete(file)
                 try:
                     file.write(data)
