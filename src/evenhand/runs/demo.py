@@ -41,7 +41,7 @@ EDIT = DNEConfig(
     family=["spectral"], attributes=["group"], epochs=4, batch_size=96, refit_every=10, reference_images=512, controls=False
 )
 """A small edit that is trained in seconds: a filter of a few numbers, a few passes over the images, no noise control."""
-TUNING = TrainerConfig(max_epochs=2, lr=5e-4, accelerator="cpu", progress=False)
+TUNING = TrainerConfig(max_epochs=1, lr=5e-4, accelerator="cpu", progress=False)
 """How trials, finalists and the network that is kept are trained; the rate is that of the comparison, masks have their own."""
 MODALITY = {"chest": "chest_film", "skin": "dermoscopy"}
 ATTRIBUTES = ("group", "age")
@@ -146,12 +146,11 @@ def _after_search(root: Path, config: TrainConfig) -> TrainConfig:
             data=replace(config.data, attributes=["group"]),
             model=config.model,
             trainer=TUNING,
-            n_trials=8,
+            n_trials=4,
             lr_low=1e-4,
             min_patients=1,
-            startup_trials=4,
             finalists=1,
-            baselines=["full"],
+            baselines=["head"],
             audit=config.audit,
             seed=config.seed,
             out=str(root),
