@@ -149,6 +149,7 @@ def _after_search(root: Path, config: TrainConfig) -> TrainConfig:
             n_trials=4,
             lr_low=1e-4,
             min_patients=1,
+            warm_head=True,
             finalists=1,
             baselines=["head"],
             audit=config.audit,
@@ -156,7 +157,7 @@ def _after_search(root: Path, config: TrainConfig) -> TrainConfig:
             out=str(root),
         )
     )
-    return replace(config, method=FinetuneConfig(mask=str(found.root)), trainer=replace(TUNING, lr=None))
+    return replace(config, method=FinetuneConfig(mask=str(found.root), warm_head=True), trainer=replace(TUNING, lr=None))
 
 
 def _claim(root: Path, settings: Mapping[str, Any]) -> None:
