@@ -106,7 +106,7 @@ def late(model, space="blocks", lr=3e-3, **options):
     ids=["vit", "vit, random depth, moving average", "vit, sgd, layer decay", "cnn", "cnn, channels last", "vit, bf16"],
 )
 def test_kept_activations_give_the_result_of_the_whole_network(lab, splits, make, space, options, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="evenhand"):
         kept, whole = both(lab, splits, make, lambda model: late(model, space), **options)
     assert "activations before" in caplog.text
     for a, b in zip(kept.history, whole.history, strict=True):
@@ -173,7 +173,7 @@ def test_low_rank_updates_train_behind_a_prefix_and_are_folded_in(lab, splits):
 
 
 def test_augmented_images_are_run_through_the_whole_network(lab, splits, caplog):
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="evenhand"):
         model = vit()
         train_masked(model, late(model), *splits, lab.setup(augment="dermoscopy", max_epochs=1))
         model = vit()
