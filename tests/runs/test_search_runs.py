@@ -202,6 +202,7 @@ def test_options_that_are_free_exist() -> None:
 
 def test_baselines_are_fixed_masks_or_methods() -> None:
     assert baseline_method("bitfit", Path("m.json")).mask == "bitfit"
+    assert [baseline_method("head", Path("m.json"), warm).warm_head for warm in (True, False)] == [True, False]
     assert baseline_method("random", Path("m.json")).mask_like == "m.json"
     assert baseline_method("linear_probe", Path("m.json")).name == "linear_probe"
 

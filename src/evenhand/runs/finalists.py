@@ -48,18 +48,19 @@ SHOWN = ("auc", "worst_auc", "auc_gap", "equalized_odds")
 Array = npt.NDArray[np.float64]
 
 
-def baseline_method(name: str, mask: Path) -> MethodConfig:
+def baseline_method(name: str, mask: Path, warm_head: bool = False) -> MethodConfig:
     """The method of a baseline: a fixed mask's name, or a method's.
 
     Args:
         name: its name; a random mask has the size of the search's.
         mask: the search's mask.json.
+        warm_head: a fixed mask begins with a fitted head, as the search's trials did: else they would not be comparable.
 
     Raises:
         ConfigError: neither.
     """
     if name in FIXED_MASKS:
-        return FinetuneConfig(mask=name, mask_like=str(mask) if name == "random" else None)
+        return FinetuneConfig(mask=name, mask_like=str(mask) if name == "random" else None, warm_head=warm_head)
     if name not in METHOD_CONFIGS:
         known = [*FIXED_MASKS, *METHOD_CONFIGS]
         raise ConfigError(f"baselines={name} is neither a fixed mask nor a method; {nearest(name, known)}")
@@ -80,7 +81,8 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
         ``reference``; ``compare``: the page with all metrics. A baseline that failed has ``failed`` instead.
     """
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
-    methods: dict[str, MethodConfig] = {name: baseline_method(name, run.root / "mask.json") for name in config.baselines}
+    chosen = run.root / "mask.json"
+    methods: dict[str, MethodConfig] = {name: baseline_method(name, chosen, config.warm_head) for name in config.baselines}
     kinds = dict.fromkeys(methods, "baseline")
     searched = {f"trial-{trial.number}": trial.values[0] for trial in finalists}
     for trial in finalists:
