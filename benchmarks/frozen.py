@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from finetune import make_images
 
 from evenhand.config.schema import ModelConfig, TrainerConfig
-from evenhand.data.cache import CachedImages, build_cache
+from evenhand.data.cache import CachedImages
 from evenhand.methods.base import Split
 from evenhand.models import build_classifier
 from evenhand.models.masks import make_mask
@@ -30,16 +31,6 @@ from evenhand.training.prefixed import train_masked
 
 BAR = 2.0
 CASES = (("evenhand_demo_vit", False), ("mobilenetv1_075", False), ("mobilenetv1_075", True))
-
-
-def make_images(folder: Path, n: int, size: int) -> CachedImages:
-    """A cache of random pictures."""
-    rng = np.random.default_rng(0)
-    files = []
-    for k in range(n):
-        files.append(folder / f"{k}.npy")
-        np.save(files[-1], rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
-    return build_cache(files, folder / "cache", size=size)[0].images()
 
 
 def rows_of(images: CachedImages, rows: np.ndarray) -> Split:

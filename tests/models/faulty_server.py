@@ -39,7 +39,8 @@ def metadata(shape=(-1, 3, 8, 8), name="net", datatype="FP32", dim=DIM, **more):
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Attributes: ``faults``, a list used up by requests for embeddings, one each (None: behave); ``always``, one that never ends."""
+    """Attributes: ``faults``, a list used up by requests for embeddings, one each (None: behave); ``always``, one that never ends;
+    ``expected``, how many requests must once be there together before any is answered (each waits five seconds at most)."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -57,6 +58,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.max_batch = 8
         self.embed = embed
         self.delay = 0.0
+        self.expected, self.gathered = 0, threading.Event()
 
     def get_request(self):
         """Remember every connection, so that a server that ends takes them with it."""
@@ -114,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else server.always
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
+            if server.at_once >= server.expected:
+                server.gathered.set()
         try:
             self.answer(body, fault)
         finally:
@@ -122,6 +126,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body, fault):
         server = self.server
+        server.gathered.wait(5)
         if server.delay:
             server.release.wait(server.delay)
         if isinstance(fault, tuple):

@@ -146,9 +146,10 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether there is anything to lose: a checkpoint, an answer that was paid for, or a saved predictor."""
+        """Whether there is anything to lose: a checkpoint, an answer that was paid for, a saved predictor, or a search's trials."""
         kept = (path for path in (self.root / "checkpoints").rglob("*") if path.is_file() and path.stat().st_size)
-        return (self.root / "predictor.json").exists() or any(path.name not in ("log.json", ".lock") for path in kept)
+        made = any((self.root / name).exists() for name in ("predictor.json", "study.journal", "activations"))
+        return made or any(path.name not in ("log.json", ".lock") for path in kept)
 
     @property
     def seeds(self) -> list[RunFolder]:

@@ -25,7 +25,7 @@ from evenhand.config import config_yaml
 from evenhand.config.methods import FinetuneConfig
 from evenhand.config.schema import TrainConfig
 from evenhand.config.search import SearchConfig
-from evenhand.errors import ConfigError, EvenhandError, InputError
+from evenhand.errors import ConfigError
 from evenhand.files import write_text
 from evenhand.methods.base import Task
 from evenhand.models.masks import write_mask
@@ -35,9 +35,8 @@ from evenhand.runs.finalists import baseline_method, judge_finalists
 from evenhand.runs.folder import SEARCH_RUN_SCHEMA, FileStore, RunFolder, package_versions, utc_now, write_json
 from evenhand.runs.search_record import search_record, trials_csv
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
-from evenhand.runs.train import deterministic, plain, provenance
+from evenhand.runs.train import deterministic, failures_noted, plain, provenance
 from evenhand.search import SearchResult, TrialRecord, run_search
-from evenhand.search.trial import TrainMasked
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def search_mask(config: SearchConfig) -> RunFolder:
     if run.done and run.info.get("n_trials") == config.n_trials:
         log.info("%s is finished already", run.root)
         return run
-    with _failures(run, is_new):
+    with failures_noted(run, is_new):
         _, encoder = make_task(train_config(config), rows, config.seed, FileStore(out, read_only=True), log.info)
         about = provenance(encoder, rows, False)
         run.update(schema=SEARCH_RUN_SCHEMA, status="running", seed=config.seed, n_trials=config.n_trials, **about)
@@ -146,22 +145,6 @@ def _identity(config: SearchConfig, rows: Rows) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _failures(run: RunFolder, is_new: bool) -> Iterator[None]:
-    """Write into run.json why a search failed; one that was refused before its first trial leaves nothing."""
-    try:
-        yield
-    except InputError as error:
-        if is_new and not any((run.root / name).exists() for name in ("study.journal", "activations")):
-            shutil.rmtree(run.root)
-        else:
-            run.update(status="failed", error=error.summary, ended=utc_now())
-        raise
-    except EvenhandError as error:
-        run.update(status="failed", error=error.summary, ended=utc_now())
-        raise
-
-
-@contextlib.contextmanager
 def _storage(config: SearchConfig) -> Iterator[SearchConfig]:
     """The options with the place of the study; a temporary one is gone afterwards."""
     if config.storage != TEMPORARY:
@@ -175,19 +158,10 @@ def _searched(config: SearchConfig) -> SearchResult:
     """Run the search; activations of frozen layers are kept in its folder meanwhile."""
     kept = Path(str(config.out)) / "activations"
     with _display(config) as (report, watch):
-        result = run_search(functools.partial(task_of, config), config, report=report, train=_train(config, kept), watch=watch)
+        result = run_search(functools.partial(task_of, config), config, report=report, watch=watch)
     if not any(trial.state == "running" for trial in result.trials):
         shutil.rmtree(kept, ignore_errors=True)
     return result
-
-
-def _train(config: SearchConfig, kept: Path) -> TrainMasked:
-    """How a trial is trained: activations of what is frozen are shared by all workers."""
-    from evenhand.training.activations import ActivationCache
-    from evenhand.training.prefixed import train_masked
-
-    found: Any = functools.partial(train_masked, views=config.views, cache=ActivationCache(kept))
-    return found  # type: ignore[no-any-return]
 
 
 Report = Callable[[str], None]
