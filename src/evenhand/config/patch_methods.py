@@ -101,12 +101,12 @@ class SWiFTConfig(PatchMethodConfig):
 
 
 @dataclass
-class ComparisonConfig(PatchMethodConfig):
+class PatchComparisonConfig(PatchMethodConfig):
     """What a patch is compared with, made on the same rows for the same number of epochs; its result is a patch too."""
 
     name: str = opt("comparison", "registry name of the method")
     kind: str = opt("full_both", "which: " + ", ".join(COMPARISONS), choices=tuple(COMPARISONS))
 
 
-PATCH_METHODS: dict[str, type[MethodConfig]] = {"bmft": BMFTConfig, "swift": SWiFTConfig, "comparison": ComparisonConfig}
+PATCH_METHODS: dict[str, type[MethodConfig]] = {"bmft": BMFTConfig, "swift": SWiFTConfig, "comparison": PatchComparisonConfig}
 """Methods of `evenhand patch make`: registry name -> configuration."""
