@@ -157,3 +157,16 @@ def test_a_pixel_at_its_bound_can_be_turned_round() -> None:
             (edit(images) - target).square().sum().backward()
             optimiser.step()
     assert float((edit(images) - 0.45).detach().abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("rounding", ["none", "8bit", "16bit"])
+@pytest.mark.parametrize("clamp", [True, False])
+def test_overwriting_gives_the_same_image_and_leaves_the_original(rounding, clamp):
+    bounds = Bounds(rounding=rounding, clamp=clamp)
+    original = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    edited = original + torch.randn(original.shape, generator=torch.Generator().manual_seed(1)) / 3
+    expected, kept = project(edited.clone(), original, bounds), original.clone()
+    assert torch.equal(project(edited, original, bounds, in_place=True), expected)
+    assert torch.equal(original, kept)
+    wanted = edited.clone().requires_grad_()
+    assert torch.equal(project(wanted + 0, original, bounds, in_place=True).detach(), expected)

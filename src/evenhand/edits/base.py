@@ -107,7 +107,9 @@ class Edit(nn.Module, ABC):
         self.check(images)
         with torch.autocast(images.device.type, enabled=False):  # an encoder may run in bf16; what is sent to it may not
             images = images.float()
-            return project(self.change(images), images, self.bounds)
+            changed = self.change(images)
+            own = changed.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
+            return project(changed, images, self.bounds, in_place=own)
 
     def check(self, images: torch.Tensor) -> None:
         """Refuse images of another grid.

@@ -35,16 +35,22 @@ def to_levels(values: Values, lossy: bool = False) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: a value lies outside [0, 1], or off the grid by more than a hundredth of a level.
     """
-    scaled = values * np.float32(LEVELS - 1)
-    levels = np.rint(scaled)
-    off = float(np.abs(scaled - levels).max(initial=0.0))
-    low, high = float(levels.min(initial=0.0)), float(levels.max(initial=0.0))
+    out = np.empty(values.shape, np.uint8)
+    scaled = np.empty(values.shape[1:], np.float32)  # one image at a time stays in the processor's cache
+    nearest = np.empty_like(scaled)
+    off, low, high = 0.0, 0.0, 0.0
+    for image, levels in zip(values, out, strict=True):
+        np.multiply(image, np.float32(LEVELS - 1), out=scaled)
+        np.rint(scaled, out=nearest)
+        low, high = min(low, float(nearest.min(initial=0))), max(high, float(nearest.max(initial=0)))
+        levels[...] = nearest.clip(0, LEVELS - 1) if low < 0 or high > LEVELS - 1 else nearest
+        np.subtract(scaled, nearest, out=nearest)
+        off = max(off, float(nearest.max(initial=0)), -float(nearest.min(initial=0)))
     if not lossy and (off > OFF_GRID or low < 0 or high > LEVELS - 1):
         raise InputError(
             f"images go to the server as 8-bit levels, but are up to {off:.2g} of a level off them, from {low:g} to {high:g} of 255; "
             "edit with method.rounding=8bit and method.clamp=true, or send floats with model.api_format=binary"
         )
-    out: npt.NDArray[np.uint8] = np.clip(levels, 0, LEVELS - 1).astype(np.uint8)
     return out
 
 

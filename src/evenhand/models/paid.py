@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from evenhand.errors import BudgetError, InputError, RunError, ServerError
-from evenhand.models.paid_log import KEY_BYTES, ResponseLog
+from evenhand.models.paid_log import ResponseLog
 
 if TYPE_CHECKING:
     from evenhand.edits.base import ImageBatches
@@ -369,15 +369,15 @@ def _outcome(request: Any, *arguments: Any) -> dict[bytes, Row] | BaseException:
 
 
 def _keys(batch: torch.Tensor) -> list[bytes]:
-    """The content of each image: half a SHA-256 (twice as fast as BLAKE2 on processors of today) of its shape and its float32 values."""
+    """The content of each image: 128 bits of XXH3 over its float32 values, seeded by its shape; nine times as fast as SHA-256.
+
+    Nobody gains from two images with one key, so a hash that only chance can collide (2^-128 a pair) is enough.
+    """
+    import xxhash
+
     values = np.ascontiguousarray(batch.detach().to("cpu", torch.float32).numpy())
-    shape = hashlib.sha256(str(values.shape[1:]).encode())
-    keys = []
-    for row in values:
-        digest = shape.copy()
-        digest.update(row.reshape(-1).view(np.uint8).data)
-        keys.append(digest.digest()[:KEY_BYTES])
-    return keys
+    seed = xxhash.xxh3_64_intdigest(str(values.shape[1:]).encode())
+    return [xxhash.xxh3_128_digest(row, seed) for row in values]
 
 
 def _identity(embedder: Any) -> str:

@@ -27,7 +27,7 @@ from evenhand.files import check_folder, disk_errors, locked, write_text
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = "evenhand.paid/1"
+SCHEMA = "evenhand.paid/2"
 SEGMENT_BYTES = 64 * 2**20
 KEY_BYTES = 16
 _CHECK_BYTES = 8

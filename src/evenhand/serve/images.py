@@ -115,8 +115,7 @@ def read_images(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool]
     if (h, w) != (grid.height, grid.width) or c not in (1, grid.channels):
         raise bad(f"images of {c} x {h} x {w} arrived, but must be {grid} (channels, height, width); resize them first")
     if tensor.datatype == "UINT8":
-        values = tensor.data.astype(np.float32)
-        values /= np.float32(255)
+        values = np.divide(tensor.data, np.float32(255), dtype=np.float32)
     else:
         values = tensor.data
         low, high = float(values.min()), float(values.max())
