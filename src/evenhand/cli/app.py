@@ -27,6 +27,7 @@ COMMANDS = {
     "train": ("evenhand.cli.train:train_command", "Train any method or baseline on a prepared data set, audit it, write a run folder."),
     "search": ("evenhand.cli.search:search_command", "Which parts of a network to fine-tune, for fairness on validation rows: mask.json."),
     "edit": ("evenhand.cli.edit:edit_command", "Image edits that hide an attribute from an encoder: head, train, apply, inspect, measure."),
+    "patch": ("evenhand.cli.patch:patch_command", "A patch for a finished classifier from a small external set; it comes off bit for bit."),
     "predict": ("evenhand.cli.predict:predict_command", "Score new images with a run and apply its stored threshold."),
     "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Audit a run on further named data sets."),
     "audit": ("evenhand.cli.audit:audit_command", "A CSV of scores -> how well they work, for whom, and how certain that is."),

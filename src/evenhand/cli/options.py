@@ -56,19 +56,21 @@ def help_lines(schema: str, markup: bool = True) -> list[str]:
     """Every option of a schema with its type, default, unit and help, after the presets of each group."""
     from evenhand.config import list_options, list_presets
     from evenhand.config.compose import groups_of, schema_of
-    from evenhand.config.methods import METHOD_CONFIGS
+    from evenhand.config.methods import EVERY_METHOD, METHOD_CONFIGS
 
     kind = schema_of(schema)
     groups = groups_of(kind)
     methods = tuple(getattr(kind, "methods", METHOD_CONFIGS))
     presets = {group: list_presets(group) for group in groups}
-    if "method" in groups and hasattr(kind, "methods"):
-        presets["method"] = [name for name in presets["method"] if name.startswith(methods)]
+    if "method" in groups:
+        others = tuple(name for name in EVERY_METHOD if name not in methods)
+        own = hasattr(kind, "methods")
+        presets["method"] = [name for name in presets["method"] if (name.startswith(methods) if own else not name.startswith(others))]
     choices = [f"  {group}={'|'.join(names) or 'NAME'}" for group, names in presets.items()]
     lines = [_title("Presets", markup), *choices, ""] if groups else []
     shared = [option for option in list_options(kind) if not option.name.startswith("method.")]
     lines += [_title("Options", markup), *(line for option in shared for line in _option_lines(option, markup))]
-    for name, cls in ((name, METHOD_CONFIGS[name]) for name in methods) if "method" in groups else ():
+    for name, cls in ((name, EVERY_METHOD[name]) for name in methods) if "method" in groups else ():
         own = [option for option in list_options(cls, "method.") if option.name != "method.name"]
         summary = (cls.__doc__ or "").strip().splitlines()[0]
         lines += ["", _title(f"method={name}", markup) + f"  {_plain(summary, markup)}"]

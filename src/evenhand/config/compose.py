@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from evenhand.config.editing import EditApplyConfig, EditHeadConfig, EditInspectConfig, EditMeasureConfig, EditTrainConfig, ServeConfig
-from evenhand.config.methods import METHOD_CONFIGS
+from evenhand.config.methods import EVERY_METHOD
 from evenhand.config.options import Option, list_options, nearest, section_names, strip_optional
 from evenhand.config.parsing import check_value, parse_value
+from evenhand.config.patch_methods import PatchMakeConfig
 from evenhand.config.schema import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from evenhand.config.search import SearchConfig
 from evenhand.errors import ConfigError
@@ -28,7 +29,7 @@ PRESETS = Path(__file__).parent / "presets"
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
     "edit head": EditHeadConfig, "edit train": EditTrainConfig, "edit apply": EditApplyConfig, "edit inspect": EditInspectConfig,
-    "edit measure": EditMeasureConfig, "serve": ServeConfig, "search": SearchConfig,
+    "edit measure": EditMeasureConfig, "serve": ServeConfig, "search": SearchConfig, "patch make": PatchMakeConfig,
 }
 GROUPS = ("data", "model", "method", "trainer")
 """Sections that presets can fill."""
@@ -108,7 +109,7 @@ def list_presets(group: str, config_dir: str | Path | None = None) -> list[str]:
     """
     folders = [PRESETS / group] + ([Path(config_dir) / group] if config_dir is not None else [])
     names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    return sorted(names | (set(METHOD_CONFIGS) if group == "method" else set()))
+    return sorted(names | (set(EVERY_METHOD) if group == "method" else set()))
 
 
 def groups_of(schema: type) -> tuple[str, ...]:
@@ -222,7 +223,7 @@ def _find(name: str, options: dict[str, Option], kind: type, method: str | None)
         return Option(name, str, "", options[section].help)
     everywhere = {option.name for option in list_options(kind)}
     if name in everywhere:
-        takers = [key for key, cls in METHOD_CONFIGS.items() if name in {option.name for option in list_options(cls, "method.")}]
+        takers = [key for key, cls in EVERY_METHOD.items() if name in {option.name for option in list_options(cls, "method.")}]
         chosen = options["method.name"].default
         raise ConfigError(f"'{name}' is not an option of method={method or chosen}; it belongs to: {', '.join(takers)}")
     raise ConfigError(f"unknown option '{name}'{nearest(name, options)}")
@@ -288,7 +289,7 @@ def _registered(kind: type) -> Iterator[None]:
         store.store(name="evenhand_schema", node=kind)
         store.store(name="evenhand_root", node={"defaults": defaults})
         if "method" in groups:
-            for name, node in METHOD_CONFIGS.items():
+            for name, node in EVERY_METHOD.items():
                 store.store(group="method", name=name, node=node)
         yield
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evenhand.config.compose import reworded, schema_of, to_dataclass
-from evenhand.config.methods import METHOD_CONFIGS
+from evenhand.config.methods import EVERY_METHOD
 from evenhand.config.options import list_options, nearest, section_names
 from evenhand.errors import ConfigError
 from evenhand.files import write_text
@@ -55,9 +55,9 @@ def load_config(path: str | Path, schema: str | type = "train") -> Any:
     options = {option.name: option for option in list_options(kind)}
     if "method" in section_names(kind):
         name = OmegaConf.select(loaded, "method.name")
-        if name not in METHOD_CONFIGS:
-            raise ConfigError(f"{path}: method.name is {name!r}{nearest(str(name), METHOD_CONFIGS)}")
-        base.method = OmegaConf.structured(METHOD_CONFIGS[name])
+        if name not in EVERY_METHOD:
+            raise ConfigError(f"{path}: method.name is {name!r}{nearest(str(name), EVERY_METHOD)}")
+        base.method = OmegaConf.structured(EVERY_METHOD[name])
     try:
         return to_dataclass(kind, OmegaConf.merge(base, loaded))
     except OmegaConfBaseException as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from evenhand.config.editing import DNEConfig, GeZOConfig
+from evenhand.config.patch_methods import PATCH_METHODS
 from evenhand.config.schema import MethodConfig, opt
 
 SCOPES = ("head", "full")
@@ -185,3 +186,6 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "dne": DNEConfig,
     "gezo": GeZOConfig,
 }
+"""Methods of `evenhand train` and `evenhand edit train`: registry name -> configuration."""
+EVERY_METHOD: dict[str, type[MethodConfig]] = {**METHOD_CONFIGS, **PATCH_METHODS}
+"""With those of `evenhand patch make`, which start from a finished classifier."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from evenhand.config.methods import METHOD_CONFIGS
+from evenhand.config.methods import EVERY_METHOD, METHOD_CONFIGS
 from evenhand.config.schema import MethodConfig
 
 
@@ -117,7 +117,7 @@ def list_options(schema: type, prefix: str = "", method: type | None = None) -> 
         if section is None:
             found.append(_option(field, hints[field.name], prefix))
         elif section is MethodConfig:
-            kinds = [method] if method else [METHOD_CONFIGS[name] for name in getattr(schema, "methods", METHOD_CONFIGS)]
+            kinds = [method] if method else [EVERY_METHOD[name] for name in getattr(schema, "methods", METHOD_CONFIGS)]
             found += _unique(option for kind in kinds for option in list_options(kind, "method."))
         else:
             found += list_options(section, f"{prefix}{field.name}.")

@@ -6,10 +6,10 @@ corrected mode; the presets ``bmft_paper``, ``swift_paper`` and ``…_released``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Optional
 
-from evenhand.config.schema import MethodConfig, opt
+from evenhand.config.schema import AuditConfig, DataConfig, MethodConfig, ModelConfig, TrainConfig, TrainerConfig, opt
 
 BIAS_TERMS = ("eodds", "eopp", "spd", "fpr_diff", "fnr_diff", "tnr_diff")
 COMPARISONS: dict[str, str] = {
@@ -110,3 +110,54 @@ class PatchComparisonConfig(PatchMethodConfig):
 
 PATCH_METHODS: dict[str, type[MethodConfig]] = {"bmft": BMFTConfig, "swift": SWiFTConfig, "comparison": PatchComparisonConfig}
 """Methods of `evenhand patch make`: registry name -> configuration."""
+
+
+@dataclass
+class ExternalDataConfig(DataConfig):
+    """The external set: a prepared data set that the classifier was not trained on."""
+
+    val_fraction: float = opt(0.3, "share of the external set's patients that thresholds are chosen and training is stopped on; the "
+                              "others are learnt from", "share")
+
+
+@dataclass
+class FinishedModelConfig(ModelConfig):
+    """A finished classifier: a run folder that trained a network, or a checkpoint with its head."""
+
+    head: Optional[str] = opt(None, "a checkpoint's head: the name in front of its .weight and .bias; default: known names are looked for")
+
+
+@dataclass
+class PatchMakeConfig:
+    """`evenhand patch make`: a patch for a finished classifier, learnt from a small external set; writes a run folder."""
+
+    default_method: ClassVar[str] = "bmft"
+    methods: ClassVar[tuple[str, ...]] = tuple(PATCH_METHODS)
+
+    data: ExternalDataConfig = field(default_factory=ExternalDataConfig)
+    model: FinishedModelConfig = field(default_factory=FinishedModelConfig)
+    method: Any = field(default_factory=MethodConfig)
+    external: Optional[list[str]] = opt(None, "splits of the data set that are the external set; default: train and val, or val alone "
+                                        "where the classifier is a run that was trained on the same data set")
+    comparisons: list[str] = opt([], "what to make on the same rows and test beside the patch: " + ", ".join(COMPARISONS))
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    accelerator: str = opt("auto", "where to compute", choices=("auto", "cpu", "gpu", "mps"))
+    seed: int = opt(0, "seed of every random stream")
+    seeds: Optional[list[int]] = opt(None, "several seeds: one patch each under RUN/seed=k, the external set re-split by patient, test "
+                                     "fixed")
+    out: Optional[str] = opt(None, "run folder; default: runs/<time>-patch-<method>")
+    deterministic: bool = opt(True, "refuse operations without a deterministic implementation where there is a choice")
+
+
+def train_options(config: PatchMakeConfig, network: ModelConfig) -> TrainConfig:
+    """The options of a patch as those of a run that scores images.
+
+    Args:
+        config: the options of the patch.
+        network: how its network is built.
+    """
+    data = DataConfig(**{name: getattr(config.data, name) for name in DataConfig.__dataclass_fields__})
+    return TrainConfig(
+        data=data, model=replace(network), method=config.method, trainer=TrainerConfig(accelerator=config.accelerator, progress=False),
+        audit=config.audit, seed=config.seed, out=config.out, deterministic=config.deterministic,
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.config.editing import DNEConfig, EditMethodConfig, GeZOConfig
+from evenhand.config.patch_methods import PatchMethodConfig
 from evenhand.edits.artifact import FILE, StoredEdit, check_encoder, load_edit, save_edit
 from evenhand.edits.base import Edit
 from evenhand.edits.composition import Composition
@@ -71,6 +72,10 @@ def check_method(method: Any, edit: str | None, url: str | None) -> None:
         ConfigError: what to do instead.
     """
     name = getattr(method, "name", "")
+    if isinstance(method, PatchMethodConfig):
+        raise ConfigError(
+            f"method={name} patches a finished classifier and trains none; use evenhand patch make method={name} model=RUN_OR_CHECKPOINT"
+        )
     if edit is not None and isinstance(method, EditMethodConfig):
         raise ConfigError(
             f"edit={edit} puts a finished edit on every image, and method={name} trains one: leave edit= out, or train a head on the "
