@@ -30,10 +30,10 @@ demo: setup ## the whole story on a synthetic cohort, offline, in minutes
 	$(BIN)/evenhand demo
 
 test: setup ## all tests but the long ones, a stated sample of those (marker slow_sample), and the examples in docstrings
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests src -n 2 --dist loadfile -m "not slow or slow_sample"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests src -n 2 --dist worksteal -m "not slow or slow_sample"
 
 test-slow: setup ## every test, the long ones included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests src -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests src -n 2 --dist worksteal
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ PAGES = {
     "paper_and_corrected.py": ["dne_paper/report.html", "compare.html"],
     "train_and_compare.py": ["linear_probe/report.html", "compare.html"],
 }
-SLOW = {"edit_behind_an_api.py", "paper_and_corrected.py"}
-RUNS = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.slow_sample] if name in SLOW else []) for name in sorted(PAGES)]
+SLOW = {"edit_behind_an_api.py": [pytest.mark.slow, pytest.mark.slow_sample], "paper_and_corrected.py": [pytest.mark.slow]}
+RUNS = [pytest.param(name, marks=SLOW.get(name, [])) for name in sorted(PAGES)]
 
 
 def test_every_example_is_listed(repository):

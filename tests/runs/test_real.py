@@ -53,11 +53,11 @@ def test_the_plain_probe_misses_more_melanomas_of_the_young(ham10000, mobilenet,
     data = tmp_path / "ham"
     bins = {"age": [0, 60, 200]}
     prepare_csv(
-        ham10000 / "metadata.csv", data, images=ham10000, labels=["malignant"], attributes=["age", "sex*age"], bins=bins, size=224,
+        ham10000 / "metadata.csv", data, images=ham10000, labels=["malignant"], attributes=["age", "sex*age"], bins=bins, size=96,
         modality="dermoscopy",
     )
     weights = mobilenet / "mobilenet_v1_075_224_imagenet.safetensors"
-    model = [f"model={weights}", "model.name=mobilenetv1_075"]
+    model = [f"model={weights}", "model.name=mobilenetv1_075", "model.input_size=[96,96]"]
     run = train(compose("train", [f"data={data}", *model, *QUICK, f"out={tmp_path / 'run'}"]))
     item = audited(run)["labels"]["malignant"]
     assert item["overall"]["auc"]["value"] == pytest.approx(0.89, abs=0.015)

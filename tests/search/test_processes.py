@@ -54,8 +54,7 @@ def wait_for(condition):
         time.sleep(0.1)
 
 
-@pytest.mark.slow_sample
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["journal", pytest.param("postgresql", marks=pytest.mark.slow_sample)])
 def test_kill_9_of_a_worker_loses_at_most_its_trial(start, lab, tmp_path, request, kind):
     """Two workers; the one that runs trial 2 is killed in its second epoch. All eight trials end."""
     storage = str(tmp_path / "study.journal") if kind == "journal" else request.getfixturevalue("postgres").database(f"kill_{os.getpid()}")
