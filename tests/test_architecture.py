@@ -16,8 +16,8 @@ SOURCE = ROOT / "src" / "evenhand"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ORDER = (
-    "errors optional random", "files", "config", "metrics", "data", "edits", "models", "training", "methods", "evaluation", "search",
-    "report", "runs", "serve", "cli __main__",
+    "errors optional random", "files", "config", "metrics", "data", "edits", "models", "patches", "training", "methods", "evaluation",
+    "search", "report", "runs", "serve", "cli __main__",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 SEAMS = {("training", "evenhand.methods.base")}

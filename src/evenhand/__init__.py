@@ -67,12 +67,14 @@ _FUNCTIONS = {
     "search_mask": "evenhand.runs.search",
     "train": "evenhand.runs.train",
 }
-_ROOMS = ("config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "report", "runs", "search", "training")
+_ROOMS = (
+    "config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "patches", "report", "runs", "search", "training",
+)
 
 __all__ = [
     "apply_edit", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure", "edit_train",
-    "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "methods", "metrics", "models", "predict",
-    "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
+    "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "methods", "metrics", "models", "patches",
+    "predict", "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
 ]
 
 

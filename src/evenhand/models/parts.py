@@ -178,6 +178,17 @@ def _match(name: str) -> re.Match[str] | None:
     return next((match for pattern in _BLOCKS if (match := pattern.match(name))), None)
 
 
+def block_prefix(name: str) -> str | None:
+    """The block of a parameter from its name alone, or the layer between two stages; None where it lies in neither.
+
+    Example:
+        >>> block_prefix("layer2.0.conv1.weight"), block_prefix("layers.1.downsample.norm.bias"), block_prefix("norm.weight")
+        ('layer2.0', 'layers.1.downsample', None)
+    """
+    match = _match(name) or _BEFORE.match(name) or _AFTER.match(name)
+    return None if match is None else match[0].rstrip(".")
+
+
 def _neighbour(name: str, keys: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
     """The block that a layer between two stages belongs to; None where it is not between any."""
     before = _BEFORE.match(name)
