@@ -192,7 +192,9 @@ def resolve_name(config: ModelConfig) -> str:
     return name
 
 
-def _normalisation(config: ModelConfig, stored: WeightSource | None, layout_imagenet: bool, published: dict[str, Any]) -> tuple[Any, Any]:
+def choose_normalisation(
+    config: ModelConfig, stored: WeightSource | None, layout_imagenet: bool, published: dict[str, Any]
+) -> tuple[Any, Any]:
     """Mean and std: the user's, else those stored with the weights, else the layout's, else timm's for this name."""
     mean, std = published.get("mean", IMAGENET_MEAN), published.get("std", IMAGENET_STD)
     if layout_imagenet:
@@ -249,7 +251,7 @@ def build_classifier(
         logger.warning("%s starts from random weights: neither model.checkpoint nor model.pretrained was given", name)
     if not keep_head:
         initialise_head(network, seed)
-    mean, std = _normalisation(config, stored, imagenet, published)
+    mean, std = choose_normalisation(config, stored, imagenet, published)
     source = stored.label if stored and not from_scratch else ("timm's published weights" if use_published else "random weights")
     size = config.input_size or (stored.input_size if stored else None) or published.get("input_size", (3, 224, 224))[-2:]
     check_input_size(network, name, size)

@@ -32,6 +32,25 @@ logger = logging.getLogger(__name__)
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+class _Inert:
+    """Stands in for an object of a training state (an optimiser, its scheduler, how they are made); it does and holds nothing."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+_STAND_INS: tuple[tuple[type, str], ...] = tuple(
+    (type(name.rsplit(".", 1)[1], (_Inert,), {}), name)
+    for name in (
+        "functools.partial", "torch.optim.sgd.SGD", "torch.optim.adam.Adam", "torch.optim.adamw.AdamW",
+        "torch.optim.lr_scheduler.ReduceLROnPlateau", "torch.optim.lr_scheduler.CosineAnnealingLR", "torch.optim.lr_scheduler.StepLR",
+    )
+)
+"""Lightning writes these names into its checkpoints beside the tensors. None of them is imported or called: each is read as an
+empty object."""
+
+
 @dataclass(frozen=True)
 class WeightSource:
     """Where weights are and what their folder or file says about them; everything but the file may be unknown.
@@ -151,8 +170,8 @@ def read_checkpoint(path: Path | str) -> Any:
     """Read a file of tensors without running anything in it.
 
     Args:
-        path: safetensors, or a torch file (zip or the older pickle form). Only tensors, plain containers and
-            ``argparse.Namespace`` (MAE's files hold one) are allowed inside.
+        path: safetensors, or a torch file (zip or the older pickle form). Only tensors, plain containers,
+            ``argparse.Namespace`` (MAE's files hold one) and empty stand-ins for optimisers are allowed inside.
 
     Returns:
         What the file holds, mostly nested dictionaries of tensors, on the CPU.
@@ -166,7 +185,7 @@ def read_checkpoint(path: Path | str) -> Any:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
@@ -242,18 +261,23 @@ def load_weights(network: nn.Module, source: WeightSource, *, name: str, keep_he
         CheckpointError: unsafe, truncated, no state dictionary inside, or keys or shapes do not fit; ``details`` holds all.
     """
     layout = recognise(read_checkpoint(source.file), source.label)
-    state = _to_network(network, layout, name, source.label)
+    return load_layout(network, layout, name=name, label=source.label, keep_head=keep_head)
+
+
+def load_layout(network: nn.Module, layout: Layout, *, name: str, label: str, keep_head: bool = False) -> Loaded:
+    """As `load_weights`, of a checkpoint that was read and brought to timm's keys already."""
+    state = _to_network(network, layout, name, label)
     heads = head_prefixes(network)
     dropped = list(layout.dropped)
     if not keep_head:
         dropped += [key for key in state if key.startswith(heads)]
         state = {key: value for key, value in state.items() if not key.startswith(heads)}
-    state, more = _drop_other_norm(network, state, name, source.label)
-    fresh = _check(network, state, () if keep_head else heads, name, source.label)
+    state, more = _drop_other_norm(network, state, name, label)
+    fresh = _check(network, state, () if keep_head else heads, name, label)
     network.load_state_dict(state, strict=False)
     logger.info(
         "%s: %s layout, %d tensors loaded into %s, %d known leftovers dropped, fresh: %s",
-        source.label, layout.name, len(state), name, len(dropped) + len(more), ", ".join(fresh) or "nothing",
+        label, layout.name, len(state), name, len(dropped) + len(more), ", ".join(fresh) or "nothing",
     )
     return Loaded(layout.name, layout.imagenet_normalisation, tuple(fresh), tuple(dropped + more))
 

@@ -78,7 +78,8 @@ def recognise(content: Any, label: str) -> Layout:
     """Bring what a file holds to timm's keys.
 
     Layouts: plain state dictionaries (timm, torchvision), ``{'model': …}`` (MAE, DeiT), ``{'state_dict': …}`` (MoCo's
-    ``module.encoder_q.*`` and ``module.base_encoder.*``, ``model.encoder.*``), ``{'teacher': 'backbone.*'}`` (DINO).
+    ``module.encoder_q.*`` and ``module.base_encoder.*``, ``model.encoder.*``), ``{'teacher': 'backbone.*'}`` (DINO),
+    ``{'state_dict': 'net.enet.*', 'head.layer.*'}`` (BMFT and SWiFT).
 
     Args:
         content: what `read_checkpoint` returned.
@@ -89,7 +90,8 @@ def recognise(content: Any, label: str) -> Layout:
     """
     state, wrapper = _unwrap(content, label)
     state = _strip_parallel(state)
-    state, name, dropped = _strip_prefix(state, label)
+    joined = _encoder_and_head(state)
+    state, name, dropped = (joined, "bmft", []) if joined is not None else _strip_prefix(state, label)
     if "conv_proj.weight" in state and "encoder.pos_embedding" in state:
         return Layout("torchvision", _rename(state, _TORCHVISION_VIT), tuple(dropped), True)
     if any(key.startswith("decoder_") for key in state) and "patch_embed.proj.weight" in state:
@@ -129,6 +131,21 @@ def _strip_parallel(state: State) -> State:
             if all(key.startswith(prefix) for key in state):
                 state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _encoder_and_head(state: State) -> State | None:
+    """The network in a state with an encoder under ``net.`` and a linear layer under ``head.`` (BMFT, SWiFT); None for others.
+
+    The layer goes where torchvision's network of those keys has its own.
+    """
+    body = {key: value for key, value in state.items() if key.startswith("net.")}
+    head = {key: value for key, value in state.items() if key.startswith("head.")}
+    if not body or not head or len(body) + len(head) < len(state):
+        return None
+    inner = {re.sub(r"^net\.(enet\.)?", "", key): value for key, value in body.items()}
+    own = "fc" if any(re.match(r"(layer1|Mixed_5b)\.", key) for key in inner) else "head"
+    own = "classifier" if any(re.match(r"(features\.|conv_stem\.)", key) for key in inner) else own
+    return {**inner, **{re.sub(r"^head\.(layer\.)?", f"{own}.", key): value for key, value in head.items()}}
 
 
 def _strip_prefix(state: State, label: str) -> tuple[State, str, list[str]]:
@@ -180,7 +197,8 @@ _RESNETS: dict[tuple[int, ...], dict[tuple[int, int], str]] = {
     (3, 8, 36, 3): {(64, 64): "resnet152"},
 }
 _BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
-_DENSENETS = {(6, 12, 24, 16): "densenet121", (6, 12, 32, 32): "densenet169", (6, 12, 48, 32): "densenet201"}
+_DENSENETS = {(6, 12, 24, 16): "densenet121", (6, 12, 32, 32): "densenet169", (6, 12, 48, 32): "densenet201",
+              (6, 12, 36, 24): "densenet161"}
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 
 
