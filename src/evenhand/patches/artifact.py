@@ -269,8 +269,8 @@ def _check_alike(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
             problems.append(f"{name}: {was.dtype} {tuple(was.shape)} before, {now.dtype} {tuple(now.shape)} after")
     if problems:
         raise InputError(
-            f"{len(problems)} tensors differ in name, type or shape before and after, but a patch changes values only; "
-            "give two states of one network", problems
+            f"tensors that differ in name, type or shape before and after: {len(problems)}; a patch changes values only, so give two "
+            "states of one network", problems
         )
 
 
@@ -280,5 +280,5 @@ def _check_finite(name: str, old: Tensor, new: Tensor) -> None:
     broken = int((torch.isfinite(old.detach().cpu()) & ~torch.isfinite(new.detach().cpu())).sum())
     if broken:
         raise InputError(
-            f"{broken} entries of '{name}' became NaN or infinite, so no patch is made of them; make it again with a smaller learning rate"
+            f"entries of '{name}' that became NaN or infinite: {broken}; make the patch again with a smaller learning rate"
         )

@@ -82,7 +82,8 @@ def _does_not_fit(label: str, tensors: Mapping[str, Spec], problems: list[str] |
         )
     types = all(text.startswith("type: ") for text in problems)
     hint = "convert them to the types that the patch was made for" if types else "give the model that the patch was made for"
-    return CheckpointError(f"{label} is not the network that the patch belongs to: {len(problems)} tensors do not fit; {hint}", problems)
+    count = f"tensors that do not fit: {len(problems)}"
+    return CheckpointError(f"{label} is not the network that the patch belongs to ({count}); {hint}", problems)
 
 
 def _by_parent(found: Mapping[Path, Tensor]) -> list[dict[str, Path]]:
