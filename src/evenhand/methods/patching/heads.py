@@ -10,7 +10,8 @@ every time. The released code runs it in every pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ from evenhand.models.prefix import NetworkSplit, split_network
 from evenhand.training.predicting import read_ahead
 
 Features = npt.NDArray[np.float32]
+TERM_ITERATIONS, TERM_DECREASE = 50, 1e-5
+"""Most iterations with a bias term, and the share of the objective below which a promised decrease is not worth another one."""
 
 
 class FeatureImages:
@@ -73,7 +76,8 @@ class Body:
         names = head_names(model)
         for name, parameter in _unwrap(model).named_parameters():
             parameter.requires_grad_(name in names)
-        return cls(model.eval(), split_network(model, names))
+        with _without_dropping(model.eval()):
+            return cls(model, split_network(model, names))
 
     @property
     def linear(self) -> nn.Linear | None:
@@ -101,6 +105,24 @@ class Body:
         if cost is not None:
             cost.add(forward=len(images))
         return found
+
+
+@contextmanager
+def _without_dropping(model: nn.Module) -> Iterator[None]:
+    """Rates of dropout and stochastic depth at 0: a body that stands still is in evaluation mode, where they do nothing."""
+    rates = [
+        (module, name, rate)
+        for module in model.modules()
+        for name in ("p", "drop_prob", "drop_rate")
+        if (name != "p" or "Drop" in type(module).__name__) and isinstance(rate := vars(module).get(name), int | float) and rate > 0
+    ]
+    try:
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)
 
 
 def head_names(model: nn.Module) -> set[str]:
@@ -140,7 +162,6 @@ class HeadFit:
         rows: the rows to fit on.
         balanced: every group x label cell counts equally; rows in none are left out.
         term: the bias term.
-        prediction: weight of the loss.
         max_iter: most iterations of L-BFGS.
     """
 
@@ -148,7 +169,6 @@ class HeadFit:
     rows: PatchRows
     balanced: bool
     term: BiasTerm | None
-    prediction: float = 1.0
     max_iter: int = 300
 
     def spec(self, l2: float) -> HeadSpec:
@@ -174,17 +194,17 @@ class HeadFit:
         """From the head without the bias term, so that the result is never worse in the sum of both."""
         assert self.term is not None
         y = self.rows.y if self.task.kind == "multiclass" else self.rows.y[:, label : label + 1]
-        strength = beta / max(self.prediction, 1e-12)
         plain = problem.solve(max_iter=self.max_iter, tol=1e-6)
 
         def term(z: Array) -> tuple[float, Array]:
             leaf = torch.from_numpy(z).requires_grad_()
-            value = strength * self.term(leaf, y, self.rows.groups)  # type: ignore[misc]
+            value = beta * self.term(leaf, y, self.rows.groups)  # type: ignore[misc]
             (slope,) = torch.autograd.grad(value, leaf)
-            return float(value), slope.numpy()
+            return float(value.detach()), slope.numpy()
 
         problem.term = term
-        found = problem.solve(max_iter=self.max_iter, tol=1e-6, theta=plain.theta)
+        # near a gap of 0 the term is all but kinked, where the last digits of the sum take most of the iterations
+        found = problem.solve(max_iter=TERM_ITERATIONS, tol=1e-6, theta=plain.theta, decrease=TERM_DECREASE)
         return found.theta, {"objective": found.value, "iterations": found.n_iter, "beta": beta}
 
     def choose_l2(self, features: Features, val: Split, val_features: Features) -> tuple[float, str]:

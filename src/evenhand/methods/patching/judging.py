@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from evenhand.methods.base import Kind, Split
 from evenhand.methods.fitting import label_columns
@@ -128,9 +127,3 @@ def pick(found: Sequence[Judgement], delivered: Judgement, tolerance: float) -> 
     if not enough:
         return max(range(len(found)), key=lambda k: (found[k].auc or 0.0, -k))
     return min(enough, key=lambda k: (found[k].bias, k))
-
-
-def logits_of(weight: Tensor, bias: Tensor, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Logits of a linear head on features, in float64."""
-    w, b = (part.detach().double().cpu().numpy() for part in (weight, bias))
-    return np.asarray(features.astype(np.float64) @ w.T + b)
