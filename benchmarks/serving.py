@@ -2,7 +2,9 @@
 
 The floor is the same network, arithmetic, threads and batch size on one normalised batch that already lies in memory. The figure is the
 whole way: the project's client encodes a binary FP32 tensor, the server in another process reads, checks and embeds it, the client reads
-the embeddings. The bar is 15% more time than the floor; client and server share the machine. Run it with ``python benchmarks/serving.py``;
+the embeddings. Once with one request after the other, and once with two in flight, as a search with concurrency=2 sends them: then one is
+encoded, sent and read while the other is in the network. The bar is 15% more time than the floor, for the better of the two; client and
+server share the machine. Run it with ``python benchmarks/serving.py``;
 it exits 1 when the bar is missed. MobileNet v1 0.75 is used where its weights are in ``../shared/weights`` (or EVENHAND_SHARED), else the
 bundled encoder.
 """
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from evenhand.serve.limits import Limits
 from evenhand.serve.run import serving
 
 BAR = 1.15
+IN_TURN = 6
 WEIGHTS = Path("weights", "mobilenet_v1_075", "mobilenet_v1_075_224_imagenet.safetensors")
 
 
@@ -53,22 +57,26 @@ def server(model: str, *options: str) -> Iterator[str]:
         process.communicate()
 
 
-def compare(embedder: LocalEmbedder, remote: RemoteEmbedder, batch: torch.Tensor, repeats: int) -> tuple[float, float, float]:
-    """Seconds a batch: (bare forward, over HTTP, the median of their ratios); both take turns, so that a busy machine hits both alike."""
+def compare(embedder: LocalEmbedder, remote: RemoteEmbedder, batch: torch.Tensor, repeats: int) -> list[tuple[float, float]]:
+    """Seconds a batch, (best, median of the ratios to the floor): bare forward, one request after the other, two in flight.
+
+    They take turns, so that a busy machine hits all alike.
+    """
     ready = embedder.classifier.normalise(batch).contiguous(memory_format=torch.channels_last)
-    floors, wholes = [], []
-    for repeat in range(repeats + 1):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            embedder.classifier.features(ready)
-        middle = time.perf_counter()
-        remote(batch)
-        end = time.perf_counter()
-        if repeat:
-            floors.append(middle - start)
-            wholes.append(end - middle)
-    ratio = statistics.median(whole / floor for floor, whole in zip(floors, wholes, strict=True))
-    return min(floors), min(wholes), ratio
+    times: list[tuple[float, float, float]] = []
+    with ThreadPoolExecutor(2) as pool:
+        for repeat in range(repeats + 1):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                embedder.classifier.features(ready)
+            forward = time.perf_counter()
+            remote(batch)
+            single = time.perf_counter()
+            list(pool.map(remote, [batch] * IN_TURN))
+            end = time.perf_counter()
+            if repeat:
+                times.append((forward - start, single - forward, (end - single) / IN_TURN))
+    return [(min(row[k] for row in times), statistics.median(row[k] / row[0] for row in times)) for k in range(3)]
 
 
 def protocol_seconds(batch: torch.Tensor, form: str, repeats: int) -> float:
@@ -115,20 +123,24 @@ def main() -> int:
     with server(str(weights()) if real else name, f"architecture={name}", f"threads={torch.get_num_threads()}", "batch_wait=0") as address:
         remote = RemoteEmbedder(address, api_format=options.format, batch_size=options.batch_size)
         difference = float((remote(batch) - embedder(batch)).abs().max() / embedder(batch).abs().max())
-        floor, whole, ratio = compare(embedder, remote, batch, options.repeats)
+        found = compare(embedder, remote, batch, options.repeats)
         remote.close()
     n = options.batch_size
     own, floor_cpu = protocol_seconds(batch, options.format, options.repeats), forward_seconds(embedder, batch, min(options.repeats, 5))
-    sys.stdout.write(
-        f"{name} fp32, {options.format}, batch {n}: over loopback HTTP {n / whole:.1f} images/s, bare forward {n / floor:.1f} images/s "
-        f"(floor), overhead {100 * (whole / floor - 1):.1f}% of the best times, {100 * (ratio - 1):.1f}% median; "
-        f"bar: {100 * (BAR - 1):.0f}%; largest difference of embeddings {difference:.1e}\n"
-    )
+    floor = found[0][0]
+    head = f"{name} fp32, {options.format}, batch {n}, bar {100 * (BAR - 1):.0f}%"
+    sys.stdout.write(f"{head}; bare forward {n / floor:.1f} images/s (floor)\n")
+    for label, (best, ratio) in zip(("one request after the other", "two in flight"), found[1:], strict=True):
+        sys.stdout.write(
+            f"loopback HTTP, {label}: {n / best:.1f} images/s, overhead {100 * (best / floor - 1):.1f}% of the best times, "
+            f"{100 * (ratio - 1):.1f}% median\n"
+        )
+    sys.stdout.write(f"largest difference of embeddings {difference:.1e}\n")
     sys.stdout.write(
         f"processor time a batch: client and server {1000 * own:.0f} ms, bare forward {1000 * floor_cpu:.0f} ms "
         f"({100 * own / floor_cpu:.1f}%)\n"
     )
-    return 0 if min(whole / floor, ratio) <= BAR else 1
+    return 0 if min(min(best / floor, ratio) for best, ratio in found[1:]) <= BAR else 1
 
 
 if __name__ == "__main__":
