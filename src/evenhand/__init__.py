@@ -20,6 +20,10 @@ Search which parts of a network to fine-tune, and train with the mask that was f
 
     eh.search_mask(eh.compose("search", ["data=prepared", "model=resnet18", "space=conv|norm", "out=runs/search"]))
     run = eh.train(eh.compose("train", ["data=prepared", "model=resnet18", "method=finetune", "mask=runs/search"]))
+
+Patch a finished classifier with a small external set::
+
+    patched = eh.make_patch_run(eh.compose("patch make", ["model=runs/finetune", "data=external", "method=bmft", "out=runs/patch"]))
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from evenhand.runs.edit_measure import edit_measure as edit_measure
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
+    from evenhand.runs.patch import make_patch_run as make_patch_run
     from evenhand.runs.predict import predict as predict
     from evenhand.runs.search import search_mask as search_mask
     from evenhand.runs.train import train as train
@@ -62,6 +67,7 @@ _FUNCTIONS = {
     "export": "evenhand.runs.export",
     "load_edit": "evenhand.edits.artifact",
     "make_cohort": "evenhand.data.synthetic",
+    "make_patch_run": "evenhand.runs.patch",
     "predict": "evenhand.runs.predict",
     "prepare_csv": "evenhand.data.sources.csv",
     "search_mask": "evenhand.runs.search",
@@ -73,8 +79,8 @@ _ROOMS = (
 
 __all__ = [
     "apply_edit", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure", "edit_train",
-    "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "methods", "metrics", "models", "patches",
-    "predict", "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
+    "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "make_patch_run", "methods", "metrics", "models",
+    "patches", "predict", "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
 ]
 
 

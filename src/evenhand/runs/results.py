@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from evenhand.config.schema import TrainConfig
+from evenhand.config.patch_methods import train_options
+from evenhand.config.schema import ModelConfig, TrainConfig
 from evenhand.edits.artifact import StoredEdit
 from evenhand.errors import CheckpointError, InputError
 from evenhand.evaluation.evaluate import AuditResult, checked_cohort, evaluate
@@ -26,6 +27,9 @@ from evenhand.models import ImageClassifier, build_classifier
 from evenhand.runs.edited import EDIT_RUN_SCHEMA, edit_of, edited_embed
 from evenhand.runs.folder import SEARCH_RUN_SCHEMA, RunFolder, write_json
 from evenhand.runs.task import Encoder, Rows, pick_device
+
+PATCH_COMMAND = "patch make"
+"""What run.json says of the run folder of a patch; its config.yaml has the options of that command."""
 
 
 def score(predictor: Predictor, rows: Rows, splits: Sequence[str], seed: int) -> pd.DataFrame:
@@ -73,10 +77,10 @@ def rehearse(rows: Rows, config: TrainConfig) -> None:
         def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             return {}, {}
 
-    checked_cohort(score(Constant(), rows, ("val", "test"), config.seed), thresholds=None, **_audit_options(rows, config))
+    checked_cohort(score(Constant(), rows, ("val", "test"), config.seed), thresholds=None, **audit_options(rows, config))
 
 
-def _audit_options(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+def audit_options(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     """How a run's predictions are judged, for the rehearsal and for the audit alike."""
     return {
         "labels": rows.labels,
@@ -96,7 +100,7 @@ def raw_attributes(table: pd.DataFrame, attributes: Sequence[str]) -> dict[str, 
 
 def judge(run: RunFolder, predictions: pd.DataFrame, rows: Rows, config: TrainConfig) -> AuditResult:
     """Audit a run's predictions and write predictions.parquet, audit.json, results.csv and report.html."""
-    audit = evaluate(predictions, seed=config.seed, **_audit_options(rows, config))
+    audit = evaluate(predictions, seed=config.seed, **audit_options(rows, config))
     edited = ", on edited images" if run.info.get("edit") else ""
     write_audit(run.root, audit, predictions, _facts(run), f"{config.method.name} on {rows.data.name}{edited}")
     return audit
@@ -168,6 +172,8 @@ def load_config(run: RunFolder) -> TrainConfig:
         raise InputError(
             f"model={run.root} is a run that has not finished (status {run.info.get('status')}); run its train command again first"
         )
+    if run.info.get("command") == PATCH_COMMAND:
+        return train_options(read_config(run.root / "config.yaml", PATCH_COMMAND), ModelConfig(**run.info["network"]))
     config: TrainConfig = read_config(run.root / "config.yaml", "train")
     return config
 
@@ -216,7 +222,8 @@ def load_predictor(run: RunFolder, embeddings: Path | None = None, edit: StoredE
         meta,
         load_file(run.root / "model.safetensors"),
         embed=encoder.embed if used is None else edited_embed(encoder, used),
-        build_model=lambda n_outputs: build_classifier(architecture, n_outputs, config.seed).with_edit(own.edit if own else None),
+        # every weight is in the run: those that the network started from are not read again
+        build_model=lambda n: build_classifier(architecture, n, config.seed, from_scratch=True).with_edit(own.edit if own else None),
         device=device,
     )
     if edit is not None and isinstance(predictor, ModelPredictor) and isinstance(predictor.model, ImageClassifier):

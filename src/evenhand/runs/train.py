@@ -191,6 +191,11 @@ def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: St
 
 def provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
     """What a run was made from, for run.json: versions, data, splits, encoder, task."""
+    return origin(rows, encoder.fingerprint, encoder.architecture, redraw)
+
+
+def origin(rows: Rows, model_hash: str, architecture: Mapping[str, Any], redraw: bool) -> dict[str, Any]:
+    """As `provenance`, of any model: its hash, and its name and input size."""
     counts = {name: int((rows.split == name).sum()) for name in ("train", "val", "test")}
     return {
         "versions": package_versions(),
@@ -201,8 +206,8 @@ def provenance(encoder: Encoder, rows: Rows, redraw: bool) -> dict[str, Any]:
         "split_redrawn": redraw,
         "n_images": counts,
         "image": dict(rows.data.description["image"]),
-        "model_hash": encoder.fingerprint,
-        "architecture": encoder.architecture,
+        "model_hash": model_hash,
+        "architecture": dict(architecture),
         "kind": rows.kind,
         "labels": list(rows.labels),
         "classes": list(rows.data.spec.classes),
