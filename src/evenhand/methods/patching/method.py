@@ -21,14 +21,15 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evenhand.methods.fitting import FittedHead
-from evenhand.methods.patching.heads import Body, FeatureImages, Features, HeadFit, head_names, reinitialise, write_head
+from evenhand.methods.patching.descent import descend
+from evenhand.methods.patching.heads import Body, Features, HeadFit, head_names, reinitialise, write_head
 from evenhand.methods.patching.judging import Judgement
 from evenhand.methods.patching.masking import MadeMask, least_alike, make_mask
 from evenhand.methods.patching.outcome import PatchOutcome
@@ -209,43 +210,7 @@ class _Repair:
             setting.notes.append("the head is not one linear layer on pooled features, so step two is made by passes of the optimiser")
         reset = reinitialise(setting.model, setting.config.reinit, masks)
         setting.notes.append(f"{reset} head weights were set to zero before step two")
-        self._by_passes()
-
-    def _by_passes(self) -> None:
-        setting, config, model = self.setting, self.setting.config, self.setting.model
-        parameters = trainable_only(model, head_names(model))
-        update = setting.update(parameters)
+        config = setting.config
         objective = setting.objective(config.beta, 1.0 - config.beta if config.convex else 1.0)
-        passes = setting.passes("repair", config.repair_epochs, config.repair_lr, balanced=True)
-        cached = self.body.split is not None and config.hold_norms and setting.augmenter is None
-        network: Any = model
-        inputs = val = None
-        if cached and self.body.split is not None:
-            network = self.body.split.suffix
-            options = (setting.task.batch_size, setting.task.device, setting.cost)
-            inputs = FeatureImages(self.body.features(setting.task.train.x, *options))
-            val = FeatureImages(self.body.features(setting.task.val.x, *options)) if setting.selects else None
-        kept = setting.kept()
-        state = setting.saved("repair")
-        done = setting.restore(state, update, objective, kept) if state is not None else 0
-        for epoch in range(done + 1, config.repair_epochs + 1):
-            trainable_only(model, set(parameters))
-            record = run_epoch(
-                epoch, network, model, setting.rows, objective, update, passes, setting.cost, inputs=inputs, augmenter=setting.augmenter
-            )
-            if setting.selects:
-                judgement = self._judge_head(network, val)
-                record |= setting.judged(judgement)
-                kept.add(judgement, model)
-            setting.history.append(record)
-            if not cached:
-                setting.save("repair", epoch, update, objective, kept)
-            setting.report(record, config.repair_epochs)
-        if setting.selects and kept.state:
-            model.load_state_dict(kept.state)
-
-    @torch.no_grad()
-    def _judge_head(self, network: Any, val: FeatureImages | None) -> Judgement:
-        if val is None:
-            return self.setting.judge_model()
-        return self.setting.judge_logits(network(val.values.to(self.setting.task.device)).float().cpu().numpy())
+        names = head_names(setting.model)
+        descend(setting, names, objective, name="repair", epochs=config.repair_epochs, balanced=True, body=self.body)

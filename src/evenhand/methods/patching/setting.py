@@ -144,11 +144,11 @@ class Setting:
         """The task's augmentation; None where there is none."""
         return None if self.task.augment == "none" else Augmenter(self.task.augment, self.task.train.x.shape, self.task.seed)
 
-    def judge_model(self) -> Judgement:
-        """The model as it is now, on validation rows."""
+    def judge_model(self, counted: bool = True) -> Judgement:
+        """The model as it is now, on validation rows; ``counted``: as part of the cost."""
         if len(self.task.val) == 0:
             return Judgement(None, None)
-        self.cost.add(forward=len(self.task.val))
+        self.cost.add(forward=len(self.task.val) if counted else 0)
         return self.judge_logits(predict_logits(self.model, self.task.val.x, self.task.batch_size, self.task.device))
 
     def judge_logits(self, logits: npt.NDArray[np.floating[Any]]) -> Judgement:
@@ -241,7 +241,7 @@ class Setting:
             parameter.requires_grad_(True)
         check_finite(self.model)
         if len(self.task.val):
-            now = self.judge_model()
+            now = self.judge_model(counted=False)
             self.notes += _verdict(self.delivered, now, len(self.task.val))
         self.cost.seconds = time.perf_counter() - self.started
         after, notes = to_cpu(self.model.state_dict()), tuple(dict.fromkeys(self.notes))
@@ -322,7 +322,7 @@ def _digest(task: Task, config: PatchMethodConfig, before: dict[str, Tensor]) ->
 
 def _verdict(before: Judgement, after: Judgement, n: int) -> tuple[str, ...]:
     """What validation rows say of the change."""
-    if before.bias is None or after.bias is None or before.auc is None or after.auc is None:
+    if before == after or before.bias is None or after.bias is None or before.auc is None or after.auc is None:
         return ()
     gaps = f"the gap over thresholds went from {before.bias:.3f} to {after.bias:.3f}"
     said = f"on {n} validation rows {gaps}, AUC from {before.auc:.3f} to {after.auc:.3f}"
