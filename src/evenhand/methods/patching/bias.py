@@ -238,7 +238,7 @@ def bias_term(logits: Tensor, y: Tensor, groups: Tensor, **options: object) -> T
 
     Example:
         >>> logits = torch.tensor([[9.0], [9.0], [-9.0], [-9.0]])
-        >>> float(bias_term(logits, torch.ones(4, 1), torch.tensor([0, 0, 1, 1]), name="eopp").round(decimals=2))
+        >>> round(float(bias_term(logits, torch.ones(4, 1), torch.tensor([0, 0, 1, 1]), name="eopp")), 2)
         0.99
     """
     return BiasTerm(**options)(logits, y, groups)  # type: ignore[arg-type]
