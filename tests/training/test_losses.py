@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from evenhand.errors import MethodError
-from evenhand.training import GroupDROLoss, MaskedLoss, balanced_class_weights
+from evenhand.training import GroupDROLoss, MaskedLoss, balanced_class_weights, batch_class_weights
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(7, 3, generator=GENERATOR)
@@ -137,3 +139,46 @@ def test_group_dro_refuses_what_it_cannot_use():
         GroupDROLoss("binary", [3])
     with pytest.raises(MethodError, match="pass cells"):
         GroupDROLoss("binary", [3, 3])(torch.zeros(1, 1), torch.ones(1, 1), None)
+
+
+def _released(logits, y):
+    """The loss of BMFT's and SWiFT's released code, from its formula: n_pos / n * BCE with positives times n_neg / n_pos."""
+    positives, n = y.sum() + 1e-10, len(y)
+    weighted = F.binary_cross_entropy_with_logits(logits, y, pos_weight=(n - y.sum()) / positives)
+    return positives / n * weighted
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(0, 100))
+def test_weights_by_batch_are_the_released_ones(ones, seed):
+    y = torch.tensor([[float(value)] for value in ones], dtype=torch.float64)
+    logits = torch.randn(len(y), 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    loss = MaskedLoss("binary", by_batch=True)(logits, y)
+    assert float(loss) == pytest.approx(float(_released(logits, y)), abs=1e-8)
+
+
+def test_weights_by_batch_make_both_classes_count_equally():
+    logits = torch.zeros(8, 1, requires_grad=True)
+    y = torch.tensor([[1.0]] * 2 + [[0.0]] * 6)
+    MaskedLoss("binary", by_batch=True)(logits, y).backward()
+    assert float(logits.grad[:2].sum()) == pytest.approx(-float(logits.grad[2:].sum()))
+
+
+def test_weights_by_batch_are_each_labels_own_and_skip_what_is_unlabelled():
+    y = LABELS.clone()
+    y[:2, 0] = NAN
+    alone = [MaskedLoss("binary", by_batch=True).elements(LOGITS[:, [k]], y[:, [k]])[0] for k in range(3)]
+    together, known = MaskedLoss("multilabel", by_batch=True).elements(LOGITS, y)
+    assert torch.allclose(together * known, torch.cat(alone, dim=1) * known)
+
+
+def test_two_classes_weigh_as_one_logit_does():
+    y = torch.tensor([0, 0, 0, 1, 1, 0, -1])
+    assert batch_class_weights(F.one_hot(y.clamp(min=0), 2).float(), (y >= 0)[:, None]).tolist() == pytest.approx([1 / 3, 2 / 3])
+    weights = batch_class_weights(F.one_hot(torch.tensor([0, 0, 0, 2]), 4).float(), torch.ones(4, 1, dtype=torch.bool))
+    assert weights.tolist() == pytest.approx([0.25, 0.0, 0.75, 0.0])
+
+
+@pytest.mark.parametrize(("kind", "y"), [("binary", torch.ones(4, 1)), ("multiclass", torch.tensor([2, 2, 2, -1]))])
+def test_a_batch_of_one_class_teaches_nothing(kind, y):
+    logits = LOGITS[:4] if kind == "multiclass" else LOGITS[:4, :1]
+    assert MaskedLoss(kind, by_batch=True)(logits, y) == 0

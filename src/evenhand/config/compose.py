@@ -1,8 +1,9 @@
 """Overrides as typed on the command line -> a checked, typed configuration.
 
 A configuration is built in this order, later wins: the schema's defaults, the presets chosen with ``data= model= method=
-trainer=``, the ``experiment=``, and single options such as ``trainer.max_epochs=20``. Presets are YAML files, those of
-the package and those of ``--config-dir``. Hydra composes them; every message of it is reworded here into one line.
+trainer=``, the ``experiment=``, a ``trainer=debug…`` (a look at an experiment), and single options such as
+``trainer.max_epochs=20``. Presets are YAML files, those of the package and those of ``--config-dir``. Hydra composes them;
+every message of it is reworded here into one line.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from evenhand.config.methods import EVERY_METHOD
 from evenhand.config.options import Option, list_options, nearest, section_names, strip_optional
 from evenhand.config.parsing import check_value, parse_value
 from evenhand.config.patch_methods import PatchMakeConfig
+from evenhand.config.patching import PatchApplyConfig, PatchInspectConfig, PatchRevertConfig
 from evenhand.config.schema import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from evenhand.config.search import SearchConfig
 from evenhand.errors import ConfigError
@@ -30,6 +32,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
     "edit head": EditHeadConfig, "edit train": EditTrainConfig, "edit apply": EditApplyConfig, "edit inspect": EditInspectConfig,
     "edit measure": EditMeasureConfig, "serve": ServeConfig, "search": SearchConfig, "patch make": PatchMakeConfig,
+    "patch apply": PatchApplyConfig, "patch revert": PatchRevertConfig, "patch inspect": PatchInspectConfig,
 }
 GROUPS = ("data", "model", "method", "trainer")
 """Sections that presets can fill."""
@@ -253,7 +256,7 @@ def _composed(kind: type, choices: dict[str, str], config_dir: str | Path | None
         folder = Path(config_dir).resolve().as_posix().replace("'", "\\'")
         overrides.append(f"hydra.searchpath=['file://{folder}']")
     try:
-        with _own_hydra(), hydra.initialize_config_dir(str(PRESETS), version_base="1.3"), _registered(kind):
+        with _own_hydra(), hydra.initialize_config_dir(str(PRESETS), version_base="1.3"), _registered(kind, choices):
             config = hydra.compose("evenhand_root", overrides=overrides)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(reworded(error, {option.name: option for option in list_options(kind)})) from None
@@ -275,14 +278,15 @@ def _own_hydra() -> Iterator[None]:
 
 
 @contextmanager
-def _registered(kind: type) -> Iterator[None]:
+def _registered(kind: type, choices: dict[str, str]) -> Iterator[None]:
     """The schemas in Hydra's store while composing; what others keep there is as before afterwards."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     before = store.repo
     store.repo = {name: node for name, node in before.items() if name.startswith(("hydra", "_dummy"))}
-    groups = groups_of(kind)
+    # what is for a look at an experiment has to win over it
+    groups = sorted(groups_of(kind), key=lambda group: group == "trainer" and choices.get(group, "").startswith("debug"))
     defaults: list[Any] = ["evenhand_schema", "_self_"]
     defaults += [{group: getattr(kind, "default_method", "linear_probe") if group == "method" else None} for group in groups]
     try:

@@ -93,8 +93,11 @@ class TrainerConfig:
     step_size: int = opt(10, "epochs between drops of the step schedule", "epochs")
     gamma: float = opt(0.1, "factor of the step, exponential and plateau schedules", low=0)
     plateau_patience: int = opt(5, "epochs without improvement before the plateau schedule drops", "epochs")
+    plateau_monitor: str = opt("monitor", "what the plateau schedule watches; monitor: what picks the best epoch",
+                               choices=("monitor", "val_auc", "val_loss", "train_loss"))
     label_smoothing: float = opt(0.0, "label smoothing", "share")
-    class_weights: str = opt("none", "weights of classes in the loss", choices=("none", "balanced"))
+    class_weights: str = opt("none", "weights of classes in the loss; balanced: by the training rows, batch: anew by every batch",
+                             choices=("none", "balanced", "batch"))
     mixup: float = opt(0.0, "mixup alpha; 0 = off", low=0)
     cutmix: float = opt(0.0, "cutmix alpha; 0 = off", low=0)
     random_erasing: float = opt(0.0, "probability of random erasing", "share")
@@ -108,6 +111,9 @@ class TrainerConfig:
     precision: str = opt("fp32", "training arithmetic", choices=("fp32", "bf16", "fp16", "auto"))
     channels_last: bool = opt(False, "keep images with their channels last in memory, faster for convolutional networks")
     progress: bool = opt(True, "show a progress bar")
+    overfit_batches: int = opt(0, "debug: train and validate on this many batches alone, without augmentation; 0 = off", low=0)
+    limit_batches: int = opt(0, "debug: at most this many batches an epoch, of training and of validation rows; 0 = all", low=0)
+    profile: bool = opt(False, "debug: profile some steps; profile.txt and profile_trace.json.gz go into the run folder")
 
 
 @dataclass
@@ -160,6 +166,8 @@ class TrainConfig:
     edit: Optional[str] = opt(None, "an edit put on every image first: edit.safetensors, a run folder that has one, or noise_layer.pt")
     embeddings: Optional[str] = opt(None, "folder of cached embeddings; default: embeddings/ in the prepared data set")
     deterministic: bool = opt(True, "refuse operations without a deterministic implementation where there is a choice")
+    logger: list[str] = opt([], "where epochs are told of while they run, as csv,tensorboard,mlflow; metrics.jsonl is always written",
+                            choices=("csv", "tensorboard", "mlflow"))
 
 
 @dataclass

@@ -131,6 +131,7 @@ class Task:
         trainer: settings of the training loop.
         batch_size: images per optimiser step.
         report: called with a short text when there is progress to show.
+        log: called with the record of every epoch of training, while it runs.
     """
 
     train: Split
@@ -149,6 +150,7 @@ class Task:
     augment: str = "none"
     embedder: Embedder | None = None
     report: Callable[[str], None] = field(default=lambda text: None)
+    log: Callable[[Mapping[str, Any]], None] = field(default=lambda record: None)
 
     @property
     def n_outputs(self) -> int:

@@ -24,9 +24,11 @@ SEARCH_RUN_SCHEMA = "evenhand.search_run/1"
 PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 IGNORED_IN_IDENTITY = (
     "out", "embeddings", "trainer.progress", "seeds", "model.timeout", "model.retries", "model.connections", "model.ca_file",
-    "method.concurrency", "method.price", "method.budget", "method.rounds",
+    "method.concurrency", "method.price", "method.budget", "method.rounds", "logger", "trainer.profile",
 )
 """Options that do not change a run's numbers, or only how far it goes, so that a run goes on under others."""
+LATER = {"trainer.plateau_monitor": "monitor", "trainer.overfit_batches": 0, "trainer.limit_batches": 0}
+"""Options that came later, at the values that change nothing: a run that was begun before them goes on."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,10 +60,16 @@ def identity(config: Mapping[str, Any]) -> str:
 
     def strip(value: Any, prefix: str) -> Any:
         if isinstance(value, Mapping):
-            return {key: strip(item, f"{prefix}{key}.") for key, item in value.items() if f"{prefix}{key}" not in IGNORED_IN_IDENTITY}
+            kept = {key: item for key, item in value.items() if not _idle(f"{prefix}{key}", item)}
+            return {key: strip(item, f"{prefix}{key}.") for key, item in kept.items()}
         return value
 
     return hashlib.sha256(json.dumps(strip(config, ""), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _idle(name: str, value: Any) -> bool:
+    """Whether an option at this value changes no number of a run."""
+    return name in IGNORED_IN_IDENTITY or (name in LATER and value in (None, LATER[name]))
 
 
 class FileStore:
@@ -208,7 +216,7 @@ def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: st
     for key in [*new, *(key for key in old if key not in new)]:
         name = f"{prefix}{key}"
         left, right = old.get(key), new.get(key)
-        if left == right or name in IGNORED_IN_IDENTITY:
+        if left == right or (_idle(name, left) and _idle(name, right)):
             continue
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             return _first_difference(left, right, f"{name}.")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 SCHEMA = "evenhand.checkpoint/1"
 KEY = "checkpoint"
 # options that change what is shown or where it runs, not what is computed
-_COSMETIC = ("progress", "accelerator")
+_COSMETIC = ("progress", "accelerator", "profile")
+# options that came later: they count where they are set, so that a run begun before them goes on
+_LATER = {"plateau_monitor": "monitor", "overfit_batches": 0, "limit_batches": 0}
 
 
 def to_cpu(value: Any) -> Any:
@@ -45,6 +47,7 @@ def run_digest(model: nn.Module, train: Split, val: Split, setup: Setup, extras:
         extras: further arrays, for example cells and row weights.
     """
     trainer = {key: value for key, value in dataclasses.asdict(setup.trainer).items() if key not in _COSMETIC}
+    trainer = {key: value for key, value in trainer.items() if key not in _LATER or value != _LATER[key]}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
     scales = {name: scale for name, value in model.named_parameters() if (scale := getattr(value, "lr_scale", 1.0)) != 1.0}

@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,8 @@ from evenhand.data.augment import Augmenter, seeded
 from evenhand.errors import ConfigError, NonFiniteLossError
 from evenhand.random import derive_seed
 from evenhand.training.checkpointing import KEY, SCHEMA, check_digest, run_digest, to_cpu
-from evenhand.training.losses import Loss, MaskedLoss, balanced_class_weights
+from evenhand.training.debugging import StepProfiler, narrowed
+from evenhand.training.losses import Loss, make_loss
 from evenhand.training.optim import make_optimizer, set_learning_rate
 from evenhand.training.predicting import as_format, predict_logits, predict_model, probabilities, read_ahead
 from evenhand.training.rows import Batch, TrainingRows, share_of
@@ -64,6 +65,7 @@ class TrainOutcome:
         stopped_epoch: number of the last epoch that ran.
         best_epoch: number of the epoch whose weights these are; 0 where no epoch ran.
         notes: sentences for the report.
+        artifacts: file name -> content, for the run folder.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class TrainOutcome:
     stopped_epoch: int
     best_epoch: int
     notes: tuple[str, ...] = ()
+    artifacts: dict[str, bytes] = field(default_factory=dict)
 
 
 def train_model(
@@ -136,7 +139,8 @@ class _Run:
 
     def __init__(self, model: nn.Module, train: Split, val: Split, setup: Setup, rows: TrainingRows, loss: Loss | None) -> None:
         trainer = setup.trainer
-        self.setup, self.trainer, self.train, self.val, self.rows = setup, trainer, train, val, rows
+        self.setup, self.trainer, self.train = setup, trainer, train
+        self.rows, self.val, debug_notes = narrowed(train, val, rows, setup)
         self.accelerator = _make_accelerator(setup)
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -144,9 +148,9 @@ class _Run:
         if trainer.channels_last:
             model.to(memory_format=torch.channels_last)
         self.n_outputs = _count_outputs(model, train, self.device) if setup.kind == "multiclass" else int(train.y.shape[1])
-        weights = balanced_class_weights(np.asarray(train.y), setup.kind, self.n_outputs) if trainer.class_weights == "balanced" else None
-        self.plain_loss = MaskedLoss(setup.kind, weights).to(self.device)
-        self.loss: Loss = loss if loss is not None else MaskedLoss(setup.kind, weights, trainer.label_smoothing)
+        wanted = (setup.kind, trainer.class_weights, np.asarray(train.y), self.n_outputs)
+        self.plain_loss = make_loss(*wanted).to(self.device)
+        self.loss: Loss = loss if loss is not None else make_loss(*wanted, trainer.label_smoothing)
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.device)
         self.augmenter = _make_augmenter(setup, train.x.shape)
@@ -157,10 +161,16 @@ class _Run:
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, trainer, self.peak))
         self.own_attributes = set(vars(model))
         self.wrapped = self.accelerator.prepare_model(model)
-        monitor, note = resolve_monitor(trainer.monitor, np.asarray(val.y), setup.kind)
-        self.notes = (note,) if note else ()
+        monitor, note = resolve_monitor(trainer.monitor, np.asarray(self.val.y), setup.kind)
+        self.notes = (*debug_notes, *([note] if note else []))
         self.best = Best(monitor)
-        self.plateau = Plateau(trainer.gamma, trainer.plateau_patience, maximise=monitor == "val_auc")
+        self.watched = monitor
+        if trainer.plateau_monitor in ("val_auc", "val_loss"):
+            self.watched, _ = resolve_monitor(trainer.plateau_monitor, np.asarray(self.val.y), setup.kind)
+        elif trainer.plateau_monitor == "train_loss":
+            self.watched = "train_loss"
+        self.plateau = Plateau(trainer.gamma, trainer.plateau_patience, maximise=self.watched == "val_auc")
+        self.artifacts: dict[str, bytes] = {}
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.val_logits: npt.NDArray[np.float32] | None = None
@@ -187,17 +197,19 @@ class _Run:
         val_loss, val_auc = self._validate()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise _non_finite("weights", "NaN or infinite", f"after epoch {epoch}", epoch, self.trainer)
-        self.history.append({"epoch": epoch, "lr": lr, "train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc})
+        record = {"epoch": epoch, "lr": lr, "train_loss": train_loss, "val_loss": val_loss, "val_auc": val_auc}
+        self.history.append(record)
         self.epoch = epoch
         value = {"val_auc": val_auc, "val_loss": val_loss}.get(self.best.monitor)
         if self.best.update(epoch, value) and self.best.monitor != "last":
             self.best.weights = to_cpu(self.selected.state_dict())
         if self.trainer.schedule == "plateau":
-            self.plateau.update(train_loss if value is None else value)
+            watched = record.get(self.watched)
+            self.plateau.update(train_loss if watched is None else watched)
 
     def _pass(self, epoch: int, order: npt.NDArray[np.int64], advance: Callable[[], None]) -> tuple[float, float]:
         """All optimiser steps of an epoch; the mean training loss and the last learning rate."""
-        batches = even_batches(len(order), self.setup.batch_size)
+        batches = self._batches(order)
         shares = [share_of(batch, self.rank, self.world) for batch in batches]
         sizes = [batch.stop - batch.start for batch in batches]
         self.wrapped.train()
@@ -208,38 +220,55 @@ class _Run:
         # images in fixed views, or activations of these, have others in every epoch
         images_at = getattr(self.train.x, "at_epoch", lambda number: self.train.x)
         feed = read_ahead(images_at(epoch), [order[share] for share in shares], pin=self.device.type == "cuda")
-        for k, (images, share) in enumerate(zip(feed, shares, strict=True)):
-            first = k - k % self.trainer.accumulate
-            group = sizes[first : first + self.trainer.accumulate]
-            if k == first:
-                lr = learning_rate(epoch - 1 + k / len(batches), self.trainer, self.peak) * self.plateau.factor
-                set_learning_rate(self.optimizer, lr)
-            batch = self.rows.batch(self.augmenter.images(images, epoch, share.tolist()), order[share], self.device)
-            # the check waits for the step before, so that a GPU is still busy while the next batch is made ready
-            self._check_finite(epoch, losses)
-            batch = batch.mixed(self.augmenter, self.n_outputs, epoch, int(share[0]))
-            losses.append(self._backward(batch, sizes[k], sizes[k] / sum(group), last=k == first + len(group) - 1))
-            advance()
+        profiler = StepProfiler(self.trainer.profile and not self.artifacts, self.device, len(batches))
+        with profiler.running():
+            for k, share in enumerate(shares):
+                first = k - k % self.trainer.accumulate
+                group = sizes[first : first + self.trainer.accumulate]
+                if k == first:
+                    lr = learning_rate(epoch - 1 + k / len(batches), self.trainer, self.peak) * self.plateau.factor
+                    set_learning_rate(self.optimizer, lr)
+                with profiler.stage("read"):
+                    images = self.augmenter.images(next(feed), epoch, share.tolist())
+                    batch = self.rows.batch(images, order[share], self.device)
+                # the check waits for the step before, so that a GPU is still busy while the next batch is made ready
+                self._check_finite(epoch, losses)
+                batch = batch.mixed(self.augmenter, self.n_outputs, epoch, int(share[0]))
+                last = k == first + len(group) - 1
+                with profiler.stage("forward and backward"):
+                    losses.append(self._backward(batch, sizes[k], sizes[k] / sum(group), last))
+                if last:
+                    with profiler.stage("optimiser"):
+                        self._step()
+                advance()
+                profiler.step()
+        self.artifacts.update(profiler.artifacts)
         self._check_finite(epoch, losses)
         means = torch.stack(losses).cpu().double()
-        return float((means * torch.tensor(sizes, dtype=torch.float64)).sum() / len(order)), lr
+        return float((means * torch.tensor(sizes, dtype=torch.float64)).sum() / sum(sizes)), lr
+
+    def _batches(self, order: npt.NDArray[np.int64]) -> list[slice]:
+        """The batches of an epoch, only the first ones where there is a limit."""
+        return even_batches(len(order), self.setup.batch_size)[: self.trainer.limit_batches or None]
 
     def _backward(self, batch: Batch, size: int, scale: float, last: bool) -> Tensor:
-        """Gradient of one batch, and the optimiser's step after the last one of a group; the loss of the whole batch."""
+        """Gradient of one batch, ``last`` of those of a step; the loss of the whole batch."""
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             logits = self.wrapped(as_format(batch.x, self.trainer.channels_last)).float()
             whole = self._whole(Batch(logits, batch.y, batch.cells, batch.weight), size)
             loss = self.loss(whole.x, whole.y, whole.cells, whole.weight)
             # the processes' gradients are averaged, but each holds only its own rows' part of the sum
             self.accelerator.backward(loss * (scale * self.world))
-        if last:
-            if self.trainer.clip_norm > 0:
-                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.trainer.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.ema is not None:
-                self.ema.update(self.model)
         return loss.detach()
+
+    def _step(self) -> None:
+        """The optimiser's step, and the moving average's."""
+        if self.trainer.clip_norm > 0:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.trainer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
 
     def _whole(self, own: Batch, size: int) -> Batch:
         """All processes' rows of a batch, the ones filled in left out; only the own logits carry a gradient."""
@@ -318,6 +347,7 @@ class _Run:
         """One line about the epoch that ended."""
         if self.accelerator.is_main_process:
             record = self.history[-1]
+            self.setup.log(dict(record))
             names = [name for name in ("train_loss", "val_loss", "val_auc") if record[name] is not None]
             shown = [f"{name.replace('_', ' ')} {record[name]:.4f}" for name in names]
             self.setup.report(f"epoch {self.epoch}/{self.trainer.max_epochs}: {', '.join(shown)}; best epoch {self.best.epoch}")
@@ -328,7 +358,7 @@ class _Run:
         if not (self.trainer.progress and self.accelerator.is_main_process):
             yield lambda: None
             return
-        steps = len(even_batches(len(self.rows.order(self.setup.seed, 1)), self.setup.batch_size))
+        steps = len(self._batches(self.rows.order(self.setup.seed, 1)))
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("training", total=steps * self.trainer.max_epochs, completed=steps * self.epoch)
             yield lambda: progress.advance(task)
@@ -352,11 +382,13 @@ class _Run:
         self.model.eval()
         stop = f"training was stopped after epoch {self.epoch} of {self.trainer.max_epochs}: {self.stopped}"
         notes = self.notes if self.stopped is None else (*self.notes, stop)
-        return TrainOutcome(self.model, self.history, self.epoch, self.best.epoch, notes)
+        return TrainOutcome(self.model, self.history, self.epoch, self.best.epoch, notes, self.artifacts)
 
 
 def _make_augmenter(setup: Setup, shape: tuple[int, int, int]) -> Augmenter:
     trainer = setup.trainer
+    if trainer.overfit_batches > 0:
+        return Augmenter("none", shape, setup.seed)
     return Augmenter(
         setup.augment,
         shape,

@@ -54,6 +54,38 @@ def _inverse_share(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float
     return np.where(present, weights, 1.0).astype(np.float32)
 
 
+def batch_class_weights(y: Tensor, known: Tensor) -> Tensor:
+    """Weights of the classes by the labels of one batch: each class weighs as much as there is of the other.
+
+    With share p of ones among a label's known entries, ones weigh 1 - p and zeros p. For C classes the weights are
+    ``(1 / n_c) / sum_k (1 / n_k)`` over the classes that the batch has, which for two is the same. A label with one class in
+    the batch weighs 0: nothing is learnt from it there.
+
+    Args:
+        y: (n, L) in [0, 1], known entries only count; multi-class (n, C) probabilities.
+        known: bool (n, L); multi-class (n, 1).
+
+    Returns:
+        (2, L): weights of 0 and of 1 for each label; multi-class (C,).
+
+    Example:
+        >>> y = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+        >>> batch_class_weights(y, torch.ones(4, 1, dtype=torch.bool))
+        tensor([[0.2500],
+                [0.7500]])
+
+    References:
+        BMFT's and SWiFT's released code: ``n_pos / n * BCEWithLogits(pos_weight=n_neg / n_pos)``, the same number.
+    """
+    if known.shape != y.shape:
+        counts = (y * known).sum(dim=0)
+        present = counts > 0
+        inverse = torch.where(present, 1.0 / counts.clamp(min=1e-12), torch.zeros_like(counts))
+        return inverse / inverse.sum().clamp(min=1e-12) * (present.sum() > 1)
+    share = (y * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    return torch.stack([share, 1.0 - share])
+
+
 class MaskedLoss(nn.Module):
     """Binary cross-entropy (binary, multi-label) or cross-entropy (multi-class) over the labelled entries.
 
@@ -67,6 +99,7 @@ class MaskedLoss(nn.Module):
         kind: kind of the task.
         class_weights: see `balanced_class_weights`; None for equal weights.
         label_smoothing: s in [0, 1).
+        by_batch: class weights anew from the labels of every call (`batch_class_weights`), in place of ``class_weights``.
 
     Example:
         >>> loss = MaskedLoss("binary")
@@ -76,10 +109,11 @@ class MaskedLoss(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(self, kind: Kind, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(self, kind: Kind, class_weights: Tensor | None = None, label_smoothing: float = 0.0, by_batch: bool = False) -> None:
         super().__init__()
         self.kind = kind
         self.label_smoothing = label_smoothing
+        self.by_batch = by_batch
         self.register_buffer("class_weights", class_weights)
 
     def elements(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +127,9 @@ class MaskedLoss(nn.Module):
         y = torch.where(known, y, torch.zeros_like(y))
         target = y * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        if self.class_weights is not None:
-            loss = loss * (self.class_weights[0] * (1.0 - y) + self.class_weights[1] * y)
+        weights = batch_class_weights(y, known) if self.by_batch else self.class_weights
+        if weights is not None:
+            loss = loss * (weights[0] * (1.0 - y) + weights[1] * y)
         return loss, known
 
     def _classes(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,14 +141,29 @@ class MaskedLoss(nn.Module):
             y = torch.where(known[:, None], y, torch.zeros_like(y))
         target = y * (1.0 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
         loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
-        if self.class_weights is not None:
-            loss = loss * (y @ self.class_weights)
+        weights = batch_class_weights(y, known[:, None]) if self.by_batch else self.class_weights
+        if weights is not None:
+            loss = loss * (y @ weights)
         return loss[:, None], known[:, None]
 
     def forward(self, logits: Tensor, y: Tensor, cells: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """The weighted mean over labelled entries; ``cells`` is not read."""
         loss, known = self.elements(logits, y)
         return (_weighted(loss, weight) * known).sum() / known.sum().clamp(min=1)
+
+
+def make_loss(kind: Kind, class_weights: str, y: npt.NDArray[Any], n_outputs: int, label_smoothing: float = 0.0) -> MaskedLoss:
+    """The loss that ``trainer.class_weights`` names.
+
+    Args:
+        kind: kind of the task.
+        class_weights: none, balanced (by the training rows) or batch (by every batch).
+        y: labels of the training rows.
+        n_outputs: number of classes (multi-class); ignored otherwise.
+        label_smoothing: see `MaskedLoss`.
+    """
+    weights = balanced_class_weights(y, kind, n_outputs) if class_weights == "balanced" else None
+    return MaskedLoss(kind, weights, label_smoothing, by_batch=class_weights == "batch")
 
 
 def _weighted(loss: Tensor, weight: Tensor | None) -> Tensor:

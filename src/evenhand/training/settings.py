@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from evenhand.methods.base import Kind, Store
 
 Report = Callable[[str], None]
+Log = Callable[[Mapping[str, Any]], None]
+"""Told of every epoch's record (epoch, lr, train_loss, val_loss, val_auc) once its checkpoint is written."""
 
 
 class Setup(Protocol):
@@ -44,6 +46,9 @@ class Setup(Protocol):
     @property
     def report(self) -> Report: ...
 
+    @property
+    def log(self) -> Log: ...
+
 
 @dataclass(frozen=True)
 class TrainSetup:
@@ -58,6 +63,7 @@ class TrainSetup:
         device: where to train; under torchrun on GPUs each process takes its own.
         augment: name of an augmentation recipe (`evenhand.data.augment.RECIPES`).
         report: called with one line after every epoch.
+        log: called with every epoch's record.
     """
 
     kind: Kind
@@ -68,6 +74,7 @@ class TrainSetup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     augment: str = "none"
     report: Report = field(default=lambda text: None)
+    log: Log = field(default=lambda record: None)
 
 
 # option -> (lowest, highest, is the lowest allowed, is the highest allowed)
@@ -93,6 +100,8 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "accumulate": (1, float("inf"), True, False),
     "early_stopping": (0, float("inf"), True, False),
     "ema_decay": (0, 1, True, False),
+    "overfit_batches": (0, float("inf"), True, False),
+    "limit_batches": (0, float("inf"), True, False),
 }
 
 

@@ -9,7 +9,6 @@ and the fixed choices that its paper compares with.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenhand.config.methods import FinetuneConfig
+from evenhand.data.subsets import ImageRows
 from evenhand.errors import ConfigError, nearest
 from evenhand.methods.base import Result, Split, Task
 from evenhand.methods.predictors import ModelPredictor
@@ -51,7 +51,7 @@ def train_network(
         freeze_parameters(model, freeze)
     outcome = train_model(model, train, task.val, task, **options)
     predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
-    return Result(predictor, history=outcome.history, notes=(*notes, *outcome.notes))
+    return Result(predictor, history=outcome.history, artifacts=outcome.artifacts, notes=(*notes, *outcome.notes))
 
 
 def build_network(task: Task, from_scratch: bool = False) -> nn.Module:
@@ -80,7 +80,7 @@ def train_with_mask(task: Task, mask: Mask, model: nn.Module, **options: Any) ->
     predictor = ModelPredictor(outcome.model, task.kind, task.n_outputs, task.batch_size, task.device)
     chosen = f"{sum(mask.bits)} of {len(mask.bits)} parts of '{mask.space}'"
     note = f"{share:.1%} of the parameters were trained ({chosen}), at a learning rate of {mask.lr:g}."
-    artifacts = {"mask.json": mask.to_json().encode()}
+    artifacts = {**outcome.artifacts, "mask.json": mask.to_json().encode()}
     return Result(predictor, history=outcome.history, artifacts=artifacts, notes=(*outcome.notes, note))
 
 
@@ -88,22 +88,6 @@ def take_rows(split: Split, rows: np.ndarray[Any, Any]) -> Split:
     """Some rows of a split, by position."""
     groups = {name: value.take(rows) for name, value in split.groups.items()}
     return Split(ImageRows(split.x, rows), split.y[rows], groups, split.patient[rows], split.index[rows])
-
-
-class ImageRows:
-    """Some images of others, by position; embedded by taking rows of the whole's embeddings."""
-
-    def __init__(self, whole: Any, rows: np.ndarray[Any, Any]) -> None:
-        self.whole, self.rows = whole, rows
-        self.shape = whole.shape
-        self.fingerprint = f"{whole.fingerprint}/{hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}"
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, positions: Any) -> Any:
-        """The images at positions of this selection."""
-        return self.whole.batch(self.rows[positions])
 
 
 @register("finetune")
