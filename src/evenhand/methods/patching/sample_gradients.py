@@ -140,7 +140,7 @@ def _sums(model: nn.Module, plan: Plan, pair: Tensor) -> dict[str, Tensor]:
         chunks = list(watch.gradients(logits, cotangent, chunk_bytes=2**30))
     found: dict[str, Tensor] = {}
     for name, rows, gradient in chunks:
-        found.setdefault(name, gradient.new_zeros(len(pair), *gradient.shape[1:]))[rows] = gradient
+        found.setdefault(name, gradient.new_zeros([len(pair), *gradient.shape[1:]]))[rows] = gradient
     return found
 
 
@@ -170,7 +170,7 @@ class Watch:
         targets = [layer.edge for layer in ran] + [copy for _, copy in copies]
         if not targets:
             return
-        found = list(torch.autograd.grad(logits, targets, cotangent, retain_graph=retain_graph, allow_unused=True))
+        found: list[Tensor | None] = list(torch.autograd.grad(logits, targets, cotangent, retain_graph=retain_graph, allow_unused=True))
         for position, (name, copy) in enumerate(copies, start=len(ran)):
             own = found[position]
             # its own memory: the gradient of a sum is often that of its terms too
