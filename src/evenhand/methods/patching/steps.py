@@ -74,8 +74,8 @@ class Objective:
         # a row that is drawn twice stands in the table once: the gradient of its copies adds up, as it should
         scale = len(rows.eligible) / (len(logits) * batch.draws.clamp(min=1e-6)[:, None])
         pulling = logits.detach() + scale * (logits - logits.detach())
-        table = self.logits.index_put((batch.positions,), pulling)
-        self.logits[batch.positions] = logits.detach()
+        table = self.logits.index_put((batch.positions,), pulling.to(self.logits.dtype))
+        self.logits[batch.positions] = logits.detach().to(self.logits.dtype)
         known = torch.isfinite(table).all(dim=1)
         return term(table[known], rows.y.to(table.device)[known], rows.groups.to(table.device)[known])
 
