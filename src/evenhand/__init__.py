@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from evenhand.data.synthetic import make_cohort as make_cohort
     from evenhand.edits.artifact import load_edit as load_edit
     from evenhand.edits.files import apply_edit as apply_edit
+    from evenhand.patches.artifact import apply_patch as apply_patch
+    from evenhand.patches.artifact import revert_patch as revert_patch
+    from evenhand.patches.storage import load_patch as load_patch
     from evenhand.runs.audit import audit as audit
     from evenhand.runs.compare import compare as compare
     from evenhand.runs.edit import edit_head as edit_head
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from evenhand.runs.evaluate import evaluate as evaluate
     from evenhand.runs.export import export as export
     from evenhand.runs.patch import make_patch_run as make_patch_run
+    from evenhand.runs.patch_files import patch_apply as patch_apply
+    from evenhand.runs.patch_files import patch_inspect as patch_inspect
+    from evenhand.runs.patch_files import patch_revert as patch_revert
     from evenhand.runs.predict import predict as predict
     from evenhand.runs.search import search_mask as search_mask
     from evenhand.runs.train import train as train
@@ -55,6 +61,7 @@ __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "apply_edit": "evenhand.edits.files",
+    "apply_patch": "evenhand.patches.artifact",
     "audit": "evenhand.runs.audit",
     "compare": "evenhand.runs.compare",
     "compose": "evenhand.config.compose",
@@ -66,10 +73,15 @@ _FUNCTIONS = {
     "evaluate": "evenhand.runs.evaluate",
     "export": "evenhand.runs.export",
     "load_edit": "evenhand.edits.artifact",
+    "load_patch": "evenhand.patches.storage",
     "make_cohort": "evenhand.data.synthetic",
     "make_patch_run": "evenhand.runs.patch",
+    "patch_apply": "evenhand.runs.patch_files",
+    "patch_inspect": "evenhand.runs.patch_files",
+    "patch_revert": "evenhand.runs.patch_files",
     "predict": "evenhand.runs.predict",
     "prepare_csv": "evenhand.data.sources.csv",
+    "revert_patch": "evenhand.patches.artifact",
     "search_mask": "evenhand.runs.search",
     "train": "evenhand.runs.train",
 }
@@ -78,9 +90,10 @@ _ROOMS = (
 )
 
 __all__ = [
-    "apply_edit", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure", "edit_train",
-    "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "make_cohort", "make_patch_run", "methods", "metrics", "models",
-    "patches", "predict", "prepare_csv", "report", "runs", "search", "search_mask", "train", "training",
+    "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure",
+    "edit_train", "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "load_patch", "make_cohort", "make_patch_run",
+    "methods", "metrics", "models", "patch_apply", "patch_inspect", "patch_revert", "patches", "predict", "prepare_csv", "report",
+    "revert_patch", "runs", "search", "search_mask", "train", "training",
 ]
 
 

@@ -65,6 +65,14 @@ def test_layers_of_families_in_their_order(network: str, options: dict, layers: 
     assert len(found) < len(state) / 2 or network.startswith("densenet")
 
 
+def test_layers_run_from_the_input_to_the_head_although_a_file_sorts_names() -> None:
+    names = ["blocks.0.norm1.bias", "blocks.10.norm1.bias", "blocks.2.norm1.bias", "head.bias", "norm.bias", "patch_embed.proj.bias"]
+    state = {name: torch.zeros(1) for name in names}
+    found = patch_facts(make_patch(state, state))
+    assert [item.name for item in found.layers] == ["patch_embed", "blocks.0", "blocks.2", "blocks.10", "norm", "head"]
+    assert [item.name for item in found.tensors] == names
+
+
 def test_sizes_that_are_foretold_are_those_of_files(changed, tmp_path) -> None:
     before = create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=2).state_dict()
     for rate in (0.01, 0.05, 0.1, 0.5):

@@ -47,3 +47,59 @@ def make_command(overrides: Overrides = None, config_dir: ConfigDir = None, prin
     run = make_patch_run(config)
     typer.echo("\n".join(patch_lines(run)))
     typer.echo(os.fspath(run))
+
+
+@_command("apply")
+def apply_command(overrides: Overrides = None, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    """Put a patch on the classifier that it belongs to: a run folder, a checkpoint, or a folder that timm loads.
+
+    Another classifier is refused, and so is one that has the patch already; what was delivered is not written to.
+
+    Example: evenhand patch apply patch=patch.safetensors model=runs/finetune out=runs/patched
+    """
+    config = typed_config("patch apply", overrides, config_dir, print_config)
+
+    from evenhand.optional import require_torch
+
+    require_torch()
+
+    from evenhand.runs.patch_files import patch_apply
+
+    typer.echo(os.fspath(patch_apply(config)))
+
+
+@_command("revert")
+def revert_command(overrides: Overrides = None, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    """Take a patch off: the classifier as it was delivered, bit for bit.
+
+    Example: evenhand patch revert model=runs/patched out=runs/as_delivered
+    """
+    config = typed_config("patch revert", overrides, config_dir, print_config)
+
+    from evenhand.optional import require_torch
+
+    require_torch()
+
+    from evenhand.runs.patch_files import patch_revert
+
+    typer.echo(os.fspath(patch_revert(config)))
+
+
+@_command("inspect")
+def inspect_command(overrides: Overrides = None, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    """Say which layers a patch changes, how much, and how large it is; with out= also as a page with a picture.
+
+    Example: evenhand patch inspect patch=runs/patched out=inspected
+    """
+    config = typed_config("patch inspect", overrides, config_dir, print_config)
+
+    from evenhand.optional import require_torch
+
+    require_torch()
+
+    from evenhand.runs.patch_files import inspect_lines, patch_inspect
+
+    record = patch_inspect(config)
+    typer.echo("\n".join(inspect_lines(record)))
+    if config.out:
+        typer.echo(os.path.join(config.out, "inspect.html"))

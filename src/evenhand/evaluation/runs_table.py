@@ -68,10 +68,11 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> RunsTable:
 
 
 def stored_thresholds(folder: Path) -> dict[str, float]:
-    """Label -> threshold of the ``audit.json`` in a folder; empty where there is none."""
-    path = folder / "audit.json"
+    """Label -> threshold of the ``audit.json`` in a folder; without one, of its ``run.json``; empty where neither has any."""
+    path, run = folder / "audit.json", folder / "run.json"
     if not path.is_file():
-        return {}
+        said = json.loads(run.read_text(encoding="utf-8")).get("thresholds") if run.is_file() else None
+        return {name: float(value) for name, value in (said or {}).items()}
     labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
     return {name: float(item["threshold"]["value"]) for name, item in labels.items() if item["threshold"]["value"] is not None}
 

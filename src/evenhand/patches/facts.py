@@ -23,6 +23,7 @@ RATES = (0.01, 0.05, 0.10, 0.50)
 """Shares of the weights at which sizes are told."""
 
 _HEAD = re.compile(r"(head|fc|classifier|last_linear|heads|head_dist|head_l|head_cls)\.")
+_LAST = re.compile(r"(norm|fc_norm|conv_head|bn2|norm_head|final_conv|features\.norm5)$")
 _PER_TENSOR = 250
 """Bytes of a file that a tensor takes besides its entries: its names, types, shapes and offsets, in the middle."""
 
@@ -61,7 +62,8 @@ class PatchFacts:
 
     Attributes:
         tensors: every tensor of the network, in its order.
-        layers: the same by layer, in the order of their first tensors.
+        layers: the same by layer, in the order of their first tensors; from the input to the head, where the tensors came sorted by
+            name, as many files hold them.
         n: entries of the network.
         changed: entries that change.
         n_bytes: of the patch file.
@@ -121,6 +123,8 @@ def patch_facts(patch: Patch, state: Mapping[str, Tensor] | None = None, *, n_by
     members: dict[str, list[str]] = {}
     for item in tensors:
         members.setdefault(item.layer, []).append(item.name)
+    if list(patch.tensors) == sorted(patch.tensors):
+        members = {layer: members[layer] for layer in sorted(members, key=_from_input)}
     layers = [_change(layer, layer, names, patch, sums) for layer, names in members.items()]
     return PatchFacts(
         tuple(tensors),
@@ -147,6 +151,12 @@ def layer_of(name: str) -> str:
         return block
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "features" and len(parts) > 2 else parts[0]
+
+
+def _from_input(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
+    """Sorts layers by their names from the input to the head: stem, blocks as they are counted, last norm, head."""
+    rank = 3 if layer == HEAD else 2 if _LAST.match(layer) else 1 if block_prefix(f"{layer}.weight") is not None else 0
+    return rank, tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", layer))
 
 
 def size_at(patch: Patch, rate: float) -> int:
