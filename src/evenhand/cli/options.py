@@ -64,8 +64,8 @@ def help_lines(schema: str, markup: bool = True) -> list[str]:
     presets = {group: list_presets(group) for group in groups}
     if "method" in groups:
         others = tuple(name for name in EVERY_METHOD if name not in methods)
-        own = hasattr(kind, "methods")
-        presets["method"] = [name for name in presets["method"] if (name.startswith(methods) if own else not name.startswith(others))]
+        chosen = hasattr(kind, "methods")
+        presets["method"] = [name for name in presets["method"] if (name.startswith(methods) if chosen else not name.startswith(others))]
     choices = [f"  {group}={'|'.join(names) or 'NAME'}" for group, names in presets.items()]
     lines = [_title("Presets", markup), *choices, ""] if groups else []
     shared = [option for option in list_options(kind) if not option.name.startswith("method.")]

@@ -12,7 +12,9 @@ def translate_command(
     released: Annotated[bool, typer.Option("--released", help="As the released code runs, with its defects; default: the paper.")] = False,
     data: Annotated[Optional[str], typer.Option("--data", help="The prepared data set.", metavar="DIR", show_default=False)] = None,
 ) -> None:
-    """Our command for one of a published system (DNE's four scripts, FairTune's two), and what became of options that have none of ours.
+    """Our command for a published one, and what became of options that have none of ours.
+
+    Known are the scripts of DNE (four), FairTune (two), BMFT and SWiFT (five).
 
     The command goes to standard output, notes to standard error.
 

@@ -1,6 +1,6 @@
 """Command lines of published systems -> ours: which of their options is which of ours, which do nothing, and why.
 
-A system is a table (`evenhand.config.published_dne`, `evenhand.config.published_fairtune`); reading a line, its launcher and
+A system is a table (`evenhand.config.published_dne`, `…_fairtune`, `…_bmft`); reading a line, its launcher and
 its options is done here once for all of them. `published_tables` writes the same tables as pages, so that pages and
 translation cannot differ.
 """
@@ -114,6 +114,7 @@ class PublishedScript:
         options: all options that it accepts.
         fixed: call -> what its text sets without an option, as our options; presets first.
         notes: what a reader of the translated command should know; None in place of a text: nothing.
+        style: how its options are typed: "dashes", ``--name value``, or "hydra", ``name=value``.
     """
 
     file: str
@@ -122,6 +123,11 @@ class PublishedScript:
     options: tuple[PublishedOption, ...]
     fixed: Callable[[Call], Values]
     notes: Callable[[Call], tuple[str, ...]] = lambda call: ()
+    style: Literal["dashes", "hydra"] = "dashes"
+
+    def typed(self, name: str) -> str:
+        """An option as it is typed."""
+        return f"--{name}" if self.style == "dashes" else f"{name}="
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Translation:
 
     Attributes:
         command: what to type.
-        schema: our command, as `evenhand.config.compose` takes it: "edit head", "edit train", "search", "train".
+        schema: our command, as `evenhand.config.compose` takes it: "edit head", "edit train", "search", "patch make", "train".
         overrides: its options.
         notes: what was left out and why, and what else to know.
     """
@@ -152,10 +158,11 @@ class Translation:
 
 def systems() -> tuple[PublishedSystem, ...]:
     """The published systems whose commands are understood."""
+    from evenhand.config.published_bmft import BMFT
     from evenhand.config.published_dne import DNE
     from evenhand.config.published_fairtune import FAIRTUNE
 
-    return DNE, FAIRTUNE
+    return DNE, FAIRTUNE, BMFT
 
 
 def translate(line: str, *, released: bool = False, data: str | None = None) -> Translation:
@@ -195,6 +202,7 @@ def published_tables(system: PublishedSystem) -> str:
     """Every option of every script as Markdown tables; what several scripts share stands in one table at the end."""
     lines: list[str] = []
     files: dict[PublishedOption, list[str]] = {}
+    by_file = {script.file: script for script in system.scripts}
     for script in system.scripts:
         for option in script.options:
             files.setdefault(option, []).append(script.file)
@@ -203,27 +211,28 @@ def published_tables(system: PublishedSystem) -> str:
         lines += [f"### `{script.file}` -> `evenhand {script.schema}`", ""]
         lines += [f"{script.does[:1].upper()}{script.does[1:]}. Set without an option:", ""]
         lines += ["```text", *_wrapped(_written(script.fixed(nothing))), "```", ""]
-        lines += _table(option for option in script.options if len(files[option]) == 1)
+        lines += _table((option for option in script.options if len(files[option]) == 1), script)
     for among in dict.fromkeys(tuple(names) for names in files.values() if len(names) > 1):
         lines += [f"### Options of {' and '.join(f'`{file}`' for file in among)}", ""]
-        lines += _table(option for option, names in files.items() if tuple(names) == among)
+        lines += _table((option for option, names in files.items() if tuple(names) == among), by_file[among[0]])
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(options: Iterable[PublishedOption]) -> list[str]:
+def _table(options: Iterable[PublishedOption], script: PublishedScript) -> list[str]:
     """Markdown rows; options without a counterpart that share their reason share a row."""
     rows: dict[tuple[str, str, str], list[PublishedOption]] = {}
     for option in options:
         ours = ", ".join(f"`{name}`" for name in option.ours) if option.fate == "option" else option.fate
         remark = "; ".join(text for text in (option.why, option.unread and f"released code: {option.unread}") if text)
         rows.setdefault((ours, remark, option.name if option.fate == "option" else ""), []).append(option)
-    cells = [f"| {', '.join(map(_with_default, found))} | {ours} | {remark} |" for (ours, remark, _), found in rows.items()]
+    names = [", ".join(_with_default(option, script) for option in found) for found in rows.values()]
+    cells = [f"| {name} | {ours} | {remark} |" for name, (ours, remark, _) in zip(names, rows, strict=True)]
     return ["| published (default) | ours | remark |", "|---|---|---|", *cells, ""] if cells else []
 
 
-def _with_default(option: PublishedOption) -> str:
+def _with_default(option: PublishedOption, script: PublishedScript) -> str:
     default = {None: "none", "": "empty"}.get(option.default, str(option.default))
-    name = ", ".join(f"`{spelling}`" for spelling in (f"--{option.name}", *option.aliases))
+    name = ", ".join(f"`{spelling}`" for spelling in (script.typed(option.name), *option.aliases))
     return name if option.kind is bool else f"{name} ({default})"
 
 
@@ -288,7 +297,23 @@ def _script_named(word: str) -> PublishedScript:
     return known[file]
 
 
+def _read_hydra(words: Sequence[str], script: PublishedScript) -> dict[str, Any]:
+    """Options typed as ``name=value``."""
+    known = {option.name: option for option in script.options}
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.lstrip("+").partition("=")
+        if not sign:
+            raise ConfigError(f"{word!r} is no option of {script.file}; write NAME=VALUE, for example trainer.max_epochs=20")
+        if name not in known:
+            raise ConfigError(f"{name}= is no option of {script.file} that is known{nearest(name, known)}")
+        found[name] = _typed(value, known[name])
+    return found
+
+
 def _read_options(words: Sequence[str], script: PublishedScript) -> dict[str, Any]:
+    if script.style == "hydra":
+        return _read_hydra(words, script)
     known = {option.name: option for option in script.options}
     spelled = {alias: option for option in script.options for alias in (f"--{option.name}", *option.aliases)}
     left = list(words)
@@ -334,7 +359,7 @@ def _overrides(script: PublishedScript, call: Call) -> list[str]:
     chosen: dict[str, Any] = {}
     for option in script.options:
         if option.fate == "refused" and call.values[option.name] != option.default:
-            raise ConfigError(f"--{option.name}={call.values[option.name]} has no counterpart: {option.why}")
+            raise ConfigError(f"{script.typed(option.name).rstrip('=')}={call.values[option.name]} has no counterpart: {option.why}")
         if option.fate != "option" or (call.released and option.unread):
             continue
         for name, value in option.overrides(call).items():
@@ -350,7 +375,7 @@ def _composed(schema: str, overrides: tuple[str, ...]) -> Any:
 
 def _value_at(config: Any, name: str) -> Any:
     for part in name.split("."):
-        config = getattr(config, part)
+        config = config.get(part) if isinstance(config, dict) else getattr(config, part)
     return config
 
 
@@ -372,9 +397,9 @@ def _notes(script: PublishedScript, call: Call) -> Iterator[str]:
             continue
         if option.unread:
             does = "it is left out here too" if call.released else "it is used here; --released leaves it out"
-            yield f"--{option.name}: the released code does not act on it ({option.unread}); {does}"
+            yield f"{script.typed(option.name)}: the released code does not act on it ({option.unread}); {does}"
         elif option.fate != "option":
-            yield f"--{option.name}: {option.fate}, {option.why.replace('`', '')}"
+            yield f"{script.typed(option.name)}: {option.fate}, {option.why.replace('`', '')}"
 
 
 def _shell(word: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,6 +275,7 @@ def make_task(
     report: Callable[[str], None],
     edit: StoredEdit | None = None,
     paid: Path | None = None,
+    log: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> tuple[Task, Encoder]:
     """The `Task` of one seed and the run's frozen encoder.
 
@@ -286,6 +287,7 @@ def make_task(
         report: called with a line of text when there is progress to show.
         edit: put on every image first: on those that are embedded, and as the frozen first step of a fine-tuned network.
         paid: folder that keeps every answer of an encoder that is paid for by the image.
+        log: called with the record of every epoch of training.
     """
     device = pick_device(config.trainer.accelerator)
     folder = Path(config.embeddings) if config.embeddings else embeddings_folder(rows.data.root)
@@ -318,6 +320,7 @@ def make_task(
         augment=config.data.augment,
         embedder=_queried(config, encoder, paid),
         report=report,
+        log=log,
     )
     return task, encoder
 

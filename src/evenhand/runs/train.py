@@ -28,6 +28,7 @@ from evenhand.methods.registry import get_method
 from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.edited import EDIT_FILE, check_method, edit_record, keep_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import RunFolder, package_versions, utc_now
+from evenhand.runs.loggers import Loggers, audit_numbers, check_loggers, told
 from evenhand.runs.results import judge, rehearse, save_predictor, score
 from evenhand.runs.task import Encoder, Rows, make_task, pick_device, rank, read_rows
 
@@ -62,6 +63,7 @@ def train(config: TrainConfig) -> RunFolder:
         >>> run.info["status"]  # doctest: +SKIP
         'done'
     """
+    check_loggers(config.logger)
     out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.method.name}")
     if not config.seeds:
         return _train_one(config, out, config.seed, redraw=False)
@@ -163,9 +165,14 @@ def told_by_first(accelerator: str, done: bool = False) -> bool:
 
 def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: StoredEdit | None) -> None:
     """Fit, score validation and test rows, save everything; ``done`` is set last."""
+    with told(run, config.logger if rank() == 0 else ()) as loggers:
+        _fit_told(config, rows, run, redraw, edit, loggers)
+
+
+def _fit_told(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: StoredEdit | None, loggers: Loggers) -> None:
     writes = rank() == 0
     store = run.store(read_only=not writes)
-    task, encoder = make_task(config, rows, config.seed, store, log.info, edit, run.root / "checkpoints" / "paid")
+    task, encoder = make_task(config, rows, config.seed, store, log.info, edit, run.root / "checkpoints" / "paid", loggers.log)
     method = get_method(config.method)
     if writes:
         run.update(status="running", seed=config.seed, method=config.method.name, **provenance(encoder, rows, redraw))
@@ -182,7 +189,8 @@ def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: St
         write_atomic(run.root / name, content)
     if EDIT_FILE in result.artifacts:
         run.update(edit=edit_record(load_edit(run.root / EDIT_FILE), task.train.x))
-    judge(run, predictions, rows, config)
+    audit = judge(run, predictions, rows, config)
+    loggers.finish(result.history, audit_numbers(audit.to_json(), config.audit.primary))
     notes = [*result.notes, *encoder.notes]
     for note in notes:
         log.info("%s", note)
