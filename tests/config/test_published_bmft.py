@@ -90,7 +90,7 @@ def test_bmft_in_paper_mode() -> None:
     config = compose(done.schema, done.overrides)
     method = config.method
     assert isinstance(method, BMFTConfig)
-    assert (method.bias, method.bias_mode, method.bias_scores, method.bias_over) == ("eopp", "corrected", "probability", "batch")
+    assert (method.bias, method.bias_mode, method.bias_scores, method.bias_over) == ("eopp", "paper", "probability", "batch")
     assert (method.importance, method.ratio, method.rate, method.soft_mask) == ("batch", "minmax", 0.5, False)
     assert (method.impair_epochs, method.impair_lr, method.repair_epochs, method.repair_lr, method.beta) == (5, 3e-4, 10, 1e-3, 0.1)
     assert (method.repair_fit, method.reinit, method.stop, method.exact, method.l1) == ("sgd", "all", "last", True, 0.0)

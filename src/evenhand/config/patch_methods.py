@@ -35,8 +35,9 @@ class PatchMethodConfig(MethodConfig):
     over_attributes: str = opt("sum", "several attributes: sum of their bias terms, or the largest of them", choices=("sum", "max"))
     bias: str = opt("eodds", "bias term B: gap of TPR and FPR (eodds), of TPR (eopp), of the share predicted positive (spd), of one rate",
                     choices=BIAS_TERMS)
-    bias_mode: str = opt("corrected", "corrected: sum over the rates of the worst pair of groups; released: two groups, and opposite gaps "
-                         "of TPR and FPR cancel", choices=("corrected", "released"))
+    bias_mode: str = opt("corrected", "corrected: sum over the rates of the worst pair of groups, smooth; paper: their mean, the exact "
+                         "worst pair; released: two groups, and opposite gaps of TPR and FPR cancel",
+                         choices=("corrected", "paper", "released"))
     bias_scores: str = opt("probability", "what rates are means of: probability, or the logits themselves (released code)",
                            choices=("probability", "logit"))
     bias_over: str = opt("set", "rows that the rates of a step are over: the whole external set, in two exact passes, or the batch "

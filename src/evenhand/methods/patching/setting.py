@@ -118,7 +118,7 @@ class Setting:
         check_labels(task, rows)
         term = BiasTerm(
             config.bias, config.bias_mode, task.kind, config.over_attributes, config.min_cell,
-            raw=True if config.bias_scores == "logit" else None if config.bias_mode == "released" else False,
+            raw=config.bias_scores == "logit",
         )
         _check_comparable(task, attributes, term)
         check_finite(model)
