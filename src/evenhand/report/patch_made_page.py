@@ -1,8 +1,8 @@
-"""The page of a patch that was made: before and after on test rows, which layers it changes, what it took."""
+"""The page of a patch that was made: before and after on test rows, where it changes the network, what it took."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from evenhand.files import write_text
 from evenhand.report import words
 from evenhand.report.html import render
 from evenhand.report.page import Part, Section
+from evenhand.report.patch_page import patch_sections, percent, size_words
 from evenhand.report.tables import Cell, Row, Table, estimate_cell
 
 Json = Mapping[str, Any]
@@ -54,17 +55,6 @@ def _change(estimate: Json | None) -> Cell:
     return Cell(f"{estimate['value']:+.3f}", limits)
 
 
-def layers_table(layers: Sequence[Json]) -> Table:
-    """Every layer: its weights, how many change, and by how much."""
-    rows = []
-    for item in layers:
-        share = item["changed"] / item["n"] if item["n"] else 0.0
-        sizes = [Cell("–" if item[name] is None else f"{item[name]:.2g}") for name in ("mean", "largest")]
-        counts = (Cell(words.count(item["n"])), Cell(words.count(item["changed"])), Cell(f"{share:.1%}"))
-        rows.append(Row(str(item["name"]), (*counts, *sizes)))
-    return Table(("layer", "weights", "changed", "share", "mean change", "largest change"), tuple(rows))
-
-
 def cost_table(record: Json) -> Table:
     """What the patch and what was made beside it took, in passes over the external set."""
     rows = []
@@ -72,28 +62,6 @@ def cost_table(record: Json) -> Table:
         cells = (Cell(words.count(cost["forward"])), Cell(words.count(cost["backward"])), Cell(f"{cost['passes']:.1f}"))
         rows.append(Row(name, (*cells, Cell(f"{cost['seconds']:.0f} s"))))
     return Table(("made", "images forward", "images backward", "passes", "time"), tuple(rows))
-
-
-def sizes_table(patch: Json) -> Table:
-    """The file's size beside the model's, and what patches of other rates would take."""
-    whole = patch["model_bytes"]
-    sizes = [("this patch", patch["bytes"]), *((f"{float(rate):.0%} of the weights", size) for rate, size in patch["at_rates"].items())]
-    rows = tuple(Row(name, (Cell(byte_words(size)), Cell(f"{size / whole:.1%}"))) for name, size in sizes)
-    return Table(("patch", "size", "of the model"), rows)
-
-
-def byte_words(n: float) -> str:
-    """A size in its largest whole unit.
-
-    Example:
-        >>> byte_words(900), byte_words(1.5 * 2**20)
-        ('900 B', '1.5 MiB')
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} GiB"
 
 
 def write_made_page(record: Json, compared: Json, path: Path) -> Path:
@@ -110,8 +78,7 @@ def write_made_page(record: Json, compared: Json, path: Path) -> Path:
             Part(table=before_after_table(compared), text=CHANGES),
             *([Part(heading="What to know", points=verdicts)] if verdicts else []),
         )),
-        Section("layers", "Where it changes the network", (Part(table=layers_table(record["layers"])),)),
-        Section("size", "How large it is", (Part(table=sizes_table(record["patch"])),)),
+        *patch_sections(record["patch"]),
         Section("cost", "What it took", (Part(table=cost_table(record), text=PASSES),)),
         Section("notes", "Notes", (Part(points=tuple(map(str, record["notes"]))),)),
     ]
@@ -135,7 +102,6 @@ def made_facts(record: Json) -> list[tuple[str, str]]:
     """(name, value) of what was patched, by what, on what."""
     patch, data = record["patch"], record["data"]
     counts = data["n_images"]
-    share = patch["changed"] / max(patch["n"], 1)
     pairs = [
         ("method", str(record["method"])),
         ("classifier", f"{record['classifier']['name']} from {record['classifier']['source']}"),
@@ -143,8 +109,8 @@ def made_facts(record: Json) -> list[tuple[str, str]]:
         ("external set", f"{data['name']} ({data['hash'][:16]})"),
         ("images", f"{counts['train']} learnt from, {counts['val']} for thresholds and stopping, {counts['test']} tested"),
         ("attributes", ", ".join(record["attributes"])),
-        ("changes", f"{words.count(patch['changed'])} of {words.count(patch['n'])} weights ({share:.2%})"),
-        ("file", byte_words(patch["bytes"])),
+        ("changes", f"{words.count(patch['changed'])} of {words.count(patch['n'])} weights ({percent(patch['share'])})"),
+        ("file", f"{size_words(patch['bytes'])}, {percent(patch['share_of_bytes'])} of the model"),
         ("undo", "evenhand patch revert gives the classifier back bit for bit"),
     ]
     return [(name, value) for name, value in pairs if value]

@@ -173,7 +173,8 @@ class _Making:
         write_page(run, record)
         for note in record["notes"]:
             log.info("%s", note)
-        run.update(status="done", ended=utc_now(), notes=record["notes"], patch=record["patch"])
+        hashes = {name: record["patch"][name] for name in ("base_hash", "result_hash", "data_hash")}
+        run.update(status="done", ended=utc_now(), notes=record["notes"], patch=hashes)
 
     def _made(self, method: PatchMethodConfig, store: str) -> PatchOutcome:
         """A copy of the classifier, patched."""

@@ -20,7 +20,8 @@ from evenhand.methods.patching.outcome import PatchOutcome
 from evenhand.patches import Patch, patch_facts
 from evenhand.report.html import write_compare_report
 from evenhand.report.leakage_table import table_lines
-from evenhand.report.patch_made_page import before_after_table, byte_words, write_made_page
+from evenhand.report.patch_made_page import before_after_table, write_made_page
+from evenhand.report.patch_page import percent, size_words
 from evenhand.runs.folder import RunFolder, package_versions
 
 PATCH_SCHEMA = "evenhand.patch_run/1"
@@ -45,14 +46,7 @@ def patch_record(
     return {
         "schema": PATCH_SCHEMA,
         "method": config.method.name,
-        "patch": {
-            "base_hash": patch.base_hash, "result_hash": patch.result_hash, "data_hash": patch.data_hash, "n": found.n,
-            "changed": found.changed, "bytes": found.n_bytes, "model_bytes": found.model_bytes,
-            "at_rates": {f"{rate:g}": size for rate, size in found.at_rates.items()},
-        },
-        "layers": [
-            {"name": item.name, "n": item.n, "changed": item.changed, "mean": item.mean, "largest": item.largest} for item in found.layers
-        ],
+        "patch": {"base_hash": patch.base_hash, "result_hash": patch.result_hash, "data_hash": patch.data_hash, **found.to_json()},
         "mask": dict(outcome.mask),
         "cost": outcome.cost.record(),
         "history": [dict(item) for item in outcome.history],
@@ -117,8 +111,7 @@ def patch_lines(run: RunFolder) -> list[str]:
     lines = table_lines(before_after_table(compared))
     sizes = [json.loads((one.root / "patch.json").read_text(encoding="utf-8"))["patch"] for one in run.seeds]
     for one, size in zip(run.seeds, sizes, strict=True):
-        share = size["changed"] / max(size["n"], 1)
-        file = f"{byte_words(size['bytes'])}; undo: evenhand patch revert"
-        text = f"patch: {size['changed']} of {size['n']} weights ({share:.2%}), {file}"
+        what = f"{size['changed']} of {size['n']} entries ({percent(size['share'])}), {size_words(size['bytes'])}"
+        text = f"patch: {what}; undo: evenhand patch revert model={one.root}"
         lines.append(text if len(sizes) == 1 else f"{one.root.name} {text}")
     return lines
