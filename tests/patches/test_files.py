@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from evenhand.errors import CheckpointError, InputError
 from evenhand.models.layouts import recognise
 from evenhand.patches import make_patch, patch_file
 from evenhand.patches.files import file_state
+from evenhand.patches.torch_files import replaced_in_place
 
 from .conftest import State, changed_copy, same_bits
 
@@ -58,7 +60,7 @@ def test_a_torch_file_keeps_its_layout(layout: str, before: State, after: State,
     patch_file(patched, back, patch, revert=True)
     with torch.serialization.safe_globals([argparse.Namespace]):
         contents = [torch.load(path, weights_only=True) for path in (source, patched, back)]
-    assert source.read_bytes() == delivered
+    assert source.read_bytes() == back.read_bytes() == delivered
     for content, state in zip(contents, (before, after, before), strict=True):
         assert type(content) is type(contents[0])
         assert same_bits(unwrap(content), state)
@@ -70,6 +72,57 @@ def test_a_torch_file_keeps_its_layout(layout: str, before: State, after: State,
     if layout == "parameters":
         assert all(isinstance(value, nn.Parameter) for value in contents[1].values())
     assert same_bits(file_state(patched, patch), after)
+
+
+class Booby:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return open, ("booby-trap", "w")  # type: ignore[return-value]
+
+
+def test_what_is_not_read_is_kept_and_never_run(before: State, after: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's files hold an optimiser's factory; it comes back as it was, although nobody here unpickles it."""
+    monkeypatch.chdir(tmp_path)
+    factory = functools.partial(torch.optim.SGD, lr=0.03)
+    torch.save({"state_dict": prefixed("net.", before), "hyper_parameters": {"optimizer": factory}}, tmp_path / "last.ckpt")
+    delivered = (tmp_path / "last.ckpt").read_bytes()
+    patch = make_patch(before, after)
+    patch_file(tmp_path / "last.ckpt", tmp_path / "out.ckpt", patch)
+    found = torch.load(tmp_path / "out.ckpt", weights_only=False)
+    assert (found["hyper_parameters"]["optimizer"].func, found["hyper_parameters"]["optimizer"].keywords) == (torch.optim.SGD, {"lr": 0.03})
+    assert same_bits(found["state_dict"], prefixed("net.", after))
+    patch_file(tmp_path / "out.ckpt", tmp_path / "back.ckpt", patch, revert=True)
+    assert (tmp_path / "back.ckpt").read_bytes() == delivered
+
+    torch.save(torch.load(tmp_path / "out.ckpt", weights_only=False), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="save its state dictionary alone"):
+        patch_file(tmp_path / "old.ckpt", tmp_path / "never.ckpt", patch, revert=True)
+
+    torch.save({"state_dict": before, "more": Booby()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="it was refused, nothing was run"):
+        patch_file(tmp_path / "bad.pt", tmp_path / "never.pt", patch)
+    replaced_in_place((tmp_path / "bad.pt").read_bytes(), {("state_dict", "head.bias"): after["head.bias"]})
+    assert not (tmp_path / "booby-trap").exists()
+
+
+def test_tensors_that_lie_out_of_order_and_older_files_are_written_anew(before: State, after: State, tmp_path: Path) -> None:
+    patch = make_patch(before, after)
+    turned = {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in before.items()}
+    together = torch.cat([value.reshape(-1) for value in before.values()])
+    parts = dict(zip(before, together.split([value.numel() for value in before.values()]), strict=True))
+    views = {name: part.reshape(before[name].shape) for name, part in parts.items()}
+    for name, state, options in (
+        ("turned", turned, {}), ("old", before, {"_use_new_zipfile_serialization": False}), ("views", views, {}), ("loose", [before], {}),
+    ):
+        torch.save(state, tmp_path / f"{name}.pt", **options)
+        if name == "loose":
+            # tensors in a list have no names
+            with pytest.raises(CheckpointError, match="holds none of the"):
+                patch_file(tmp_path / f"{name}.pt", tmp_path / f"{name}-out.pt", patch)
+            continue
+        patch_file(tmp_path / f"{name}.pt", tmp_path / f"{name}-out.pt", patch)
+        assert same_bits(torch.load(tmp_path / f"{name}-out.pt", weights_only=True), after)
 
 
 def test_a_safetensors_file_is_given_back_byte_by_byte(before: State, after: State, tmp_path: Path) -> None:
@@ -102,10 +155,42 @@ def test_tensors_that_share_memory_are_patched_once(tmp_path: Path) -> None:
     tied = torch.ones(3)
     torch.save({"a.weight": tied, "b.weight": tied}, tmp_path / "given.pt")
     old = {"a.weight": tied, "b.weight": tied}
+    patch_file(tmp_path / "given.pt", tmp_path / "both.pt", make_patch(old, {"a.weight": tied + 1, "b.weight": tied + 1}))
+    found = torch.load(tmp_path / "both.pt", weights_only=True)
+    assert (found["a.weight"][0].item(), found["b.weight"][0].item()) == (2, 2)
     patch = make_patch(old, {"a.weight": tied + 1, "b.weight": tied + 2})
     patch_file(tmp_path / "given.pt", tmp_path / "out.pt", patch)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     assert (found["a.weight"][0].item(), found["b.weight"][0].item()) == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["my_layer", "head.layer", "classifier.1", "net.out"])
+def test_a_head_of_another_name_is_known_by_its_hash(name: str, before: State, after: State, tmp_path: Path) -> None:
+    """Two more layers of the head's shape lie beside it; only the head gives the hash that the patch belongs to."""
+    ends = ("weight", "bias")
+
+    def called(state: State) -> State:
+        body = {f"net.{key}": value for key, value in state.items() if not key.startswith("head.")}
+        decoys = {f"{decoy}.{end}": torch.ones_like(state[f"head.{end}"]) for decoy in ("aux", "zzz") for end in ends}
+        return body | decoys | {f"{name}.{end}": state[f"head.{end}"] for end in ends}
+
+    torch.save({"state_dict": called(before)}, tmp_path / "given.ckpt")
+    patch_file(tmp_path / "given.ckpt", tmp_path / "out.ckpt", make_patch(before, after))
+    assert same_bits(torch.load(tmp_path / "out.ckpt", weights_only=True)["state_dict"], called(after))
+
+
+def test_the_published_layout_of_encoder_and_head(tmp_path: Path) -> None:
+    """BMFT's Lightning checkpoints: the encoder under ``net.enet.``, a linear layer under ``head.layer.``."""
+    network = create_model("resnet10t", num_classes=1)
+    old = {name: value.clone() for name, value in network.state_dict().items()}
+    new = changed_copy(old, 0.1)
+
+    def published(state: State) -> State:
+        return {f"head.layer.{name[3:]}" if name.startswith("fc.") else f"net.enet.{name}": value for name, value in state.items()}
+
+    torch.save({"state_dict": published(old), "epoch": 19}, tmp_path / "last.ckpt")
+    patch_file(tmp_path / "last.ckpt", tmp_path / "out.ckpt", make_patch(old, new))
+    assert same_bits(torch.load(tmp_path / "out.ckpt", weights_only=True)["state_dict"], published(new))
 
 
 def test_names_that_a_published_layout_renames_are_found(tmp_path: Path) -> None:

@@ -15,14 +15,13 @@ from evenhand.models.parameters import state_fingerprint
 from evenhand.models.parts import block_prefix
 from evenhand.patches.artifact import Patch, turned_tensors
 from evenhand.patches.bits import bytes_of_positions
-from evenhand.patches.locate import Path, find_copies
+from evenhand.patches.locate import HEAD_NAME, Path, find_copies
 from evenhand.patches.storage import patch_bytes
 
 HEAD = "head"
 RATES = (0.01, 0.05, 0.10, 0.50)
 """Shares of the weights at which sizes are told."""
 
-_HEAD = re.compile(r"(head|fc|classifier|last_linear|heads|head_dist|head_l|head_cls)\.")
 _LAST = re.compile(r"(norm|fc_norm|conv_head|bn2|norm_head|final_conv|features\.norm5)$")
 _PER_TENSOR = 250
 """Bytes of a file that a tensor takes besides its entries: its names, types, shapes and offsets, in the middle."""
@@ -144,7 +143,7 @@ def layer_of(name: str) -> str:
         >>> [layer_of(name) for name in ("blocks.3.attn.qkv.weight", "layer1.0.bn1.bias", "conv1.weight", "fc.bias", "pos_embed")]
         ['blocks.3', 'layer1.0', 'conv1', 'head', 'pos_embed']
     """
-    if _HEAD.match(name):
+    if HEAD_NAME.match(name):
         return HEAD
     block = block_prefix(name)
     if block is not None:

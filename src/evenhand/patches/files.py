@@ -1,15 +1,17 @@
 """Patching a checkpoint on disk, in whatever layout it has: only the changed tensors differ afterwards, all else is kept.
 
-A safetensors file keeps its header and its order, so that taking a patch off gives the same bytes again. A torch file keeps its
-dictionaries, its other contents and the types of its tensors.
+Only the bytes of changed tensors are replaced, in safetensors and in torch files alike, so that taking a patch off gives the same
+file again, byte by byte. A torch file of the older form, or one whose tensors share memory, is written anew, with its dictionaries
+and its other contents.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -22,10 +24,11 @@ from evenhand.models.checkpoints import read_checkpoint
 from evenhand.models.parameters import state_fingerprint
 from evenhand.patches.artifact import Patch, turned_tensors
 from evenhand.patches.bits import bits_of
-from evenhand.patches.locate import find_copies, leaves
+from evenhand.patches.locate import Path, find_copies, leaves
+from evenhand.patches.torch_files import NotInPlaceError, replaced_in_place
 
 
-def patch_file(source: str | Path, target: str | Path, patch: Patch, *, revert: bool = False) -> None:
+def patch_file(source: str | FilePath, target: str | FilePath, patch: Patch, *, revert: bool = False) -> None:
     """Write the patched copy of a checkpoint.
 
     Args:
@@ -39,7 +42,7 @@ def patch_file(source: str | Path, target: str | Path, patch: Patch, *, revert: 
         CheckpointError: the checkpoint is unsafe, truncated, or does not hold the network; nothing is written.
         DiskFullError: no space is left.
     """
-    source, target = Path(source), Path(target)
+    source, target = FilePath(source), FilePath(target)
     if target.exists() and source.resolve() == target.resolve():
         raise InputError(f"out={target} is the model itself; give another file, so that the model as delivered stays as it is")
     content = read_checkpoint(source)
@@ -47,24 +50,43 @@ def patch_file(source: str | Path, target: str | Path, patch: Patch, *, revert: 
     if source.suffix == ".safetensors":
         write_atomic(target, _spliced(source.read_bytes(), {str(path[-1]): tensor for path, tensor in new.items()}))
         return
-    for path, tensor in new.items():
-        content = _put(content, path, tensor)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomic(target, buffer.getvalue())
+    try:
+        data = replaced_in_place(source.read_bytes(), new)
+    except NotInPlaceError:
+        data = _written_anew(content, new, source.name)
+    write_atomic(target, data)
 
 
-def file_state(source: str | Path, patch: Patch) -> dict[str, Tensor]:
+def file_state(source: str | FilePath, patch: Patch) -> dict[str, Tensor]:
     """The network in a checkpoint, by the names of a patch: the copy that has or wants the patch, else the first.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or does not hold the network.
     """
-    source = Path(source)
+    source = FilePath(source)
     found = leaves(read_checkpoint(source))
     copies = [{name: found[path] for name, path in copy.items()} for copy in find_copies(found, patch.tensors, f"checkpoint {source.name}")]
     known = (patch.base_hash, patch.result_hash)
     return next((copy for copy in copies if state_fingerprint(copy) in known), copies[0])
+
+
+def _written_anew(content: Any, new: dict[Path, Tensor], name: str) -> bytes:
+    """The bytes of a torch file with what was read, and some tensors replaced.
+
+    Raises:
+        CheckpointError: it holds objects that are not read, so that they cannot be written again.
+    """
+    for path, tensor in new.items():
+        content = _put(content, path, tensor)
+    buffer = io.BytesIO()
+    try:
+        torch.save(content, buffer)
+    except pickle.PicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {name} holds objects beside its tensors that are not read, so they cannot be written again; save its state "
+            "dictionary alone, and patch that file"
+        ) from error
+    return buffer.getvalue()
 
 
 def _put(content: Any, path: tuple[Any, ...], tensor: Tensor) -> Any:

@@ -11,6 +11,8 @@ from torch import Tensor
 from evenhand.errors import CheckpointError
 from evenhand.models.layouts import recognise
 
+HEAD_NAME = re.compile(r"(head|fc|classifier|last_linear|heads|head_dist|head_l|head_cls)\.")
+"""Names of the head's tensors in timm's networks."""
 Path = tuple[Hashable, ...]
 """The keys that lead to a tensor, from the outermost dictionary in."""
 
@@ -46,7 +48,8 @@ def _walk(content: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
 def find_copies(found: Mapping[Path, Tensor], tensors: Mapping[str, Spec], label: str) -> list[dict[str, Path]]:
     """Every place where a network lies in full: its own names after one prefix in one dictionary, of the right types and shapes.
 
-    Where no dictionary has its names, the published layouts are tried (`evenhand.models.layouts`), which rename.
+    A head may have another name there. Where no dictionary has the network's names, the published layouts are tried
+    (`evenhand.models.layouts`), which rename.
 
     Args:
         found: tensors by place.
@@ -126,6 +129,28 @@ def _in_one(
             elif dtype != spec.dtype:
                 wrong.append(f"type: {prefix}{name} is {dtype}, in the patch {spec.dtype}")
         yield copy, wrong
+        if wrong and all(text.startswith("missing: ") for text in wrong):
+            yield from ((other, []) for other in _with_other_head(copy, names, tensors, found))
+
+
+def _with_other_head(
+    copy: Mapping[str, Path], names: Mapping[str, Path], tensors: Mapping[str, Spec], found: Mapping[Path, Tensor]
+) -> Iterator[dict[str, Path]]:
+    """Copies completed by any layer of the head's shape, where a head is all that is missing; hashes tell which of them is the one."""
+    missing = [name for name in tensors if name not in copy]
+    stems = {name.rpartition(".")[0] for name in missing}
+    if len(stems) != 1 or not HEAD_NAME.match(missing[0]):
+        return
+    taken, ends = set(copy.values()), [name.rpartition(".")[2] for name in missing]
+    for other in (name.removesuffix(ends[0]) for name in names if name.endswith(f".{ends[0]}")):
+        paths = {name: names[other + end] for name, end in zip(missing, ends, strict=True) if other + end in names}
+        if len(paths) == len(missing) and not taken & set(paths.values()) and _fits(paths, tensors, found):
+            yield {name: paths[name] if name in paths else copy[name] for name in tensors}
+
+
+def _fits(paths: Mapping[str, Path], tensors: Mapping[str, Spec], found: Mapping[Path, Tensor]) -> bool:
+    kinds = {name: (str(found[path].dtype).removeprefix("torch."), tuple(found[path].shape)) for name, path in paths.items()}
+    return all(kind == (tensors[name].dtype, tensors[name].shape) for name, kind in kinds.items())
 
 
 def _prefixes(names: Mapping[str, Path], tensors: Mapping[str, Spec]) -> set[str]:
