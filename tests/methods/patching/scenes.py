@@ -3,12 +3,17 @@ one group; and tiny classifiers of every family."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.regnet import RegNet, RegNetCfg
 
 from evenhand.config.schema import TrainerConfig
 from evenhand.data.groups import Groups
@@ -16,18 +21,36 @@ from evenhand.methods.base import Split, Task
 from evenhand.models.backbones import ImageClassifier
 
 SIZE = 32
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "vit": ("vit_tiny_patch16_224", {"img_size": SIZE, "depth": 2, "embed_dim": 24, "num_heads": 2}),
-    "deit": ("deit_tiny_patch16_224", {"img_size": SIZE, "depth": 2, "embed_dim": 24, "num_heads": 2}),
-    "swin": ("swin_tiny_patch4_window7_224",
-             {"img_size": SIZE, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}),
-    "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}),
-    "densenet": ("densenet121", {"growth_rate": 4, "block_config": (1, 1, 1, 1)}),
-    "efficientnet": ("efficientnet_b0", {}),
-    "convnext": ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
-    "mobilenet": ("mobilenetv3_small_050", {}),
-    "regnet": ("regnety_002", {}),
+
+
+def _efficientnet(n_outputs: int, kind: Any = EfficientNet) -> torch.nn.Module:
+    blocks = decode_arch_def([["ds_r1_k3_s1_e1_c8_se0.25"], ["ir_r1_k3_s2_e2_c16_se0.25"]])
+    return kind(blocks, num_classes=n_outputs, stem_size=8, num_features=16)
+
+
+def _regnet(n_outputs: int) -> torch.nn.Module:
+    return RegNet(RegNetCfg(depth=4, w0=8, wa=12.0, wm=1.5, group_size=4, stem_width=8, se_ratio=0.25), num_classes=n_outputs)
+
+
+def _named(name: str, **options: Any) -> Callable[[int], torch.nn.Module]:
+    return lambda n_outputs: timm.create_model(name, num_classes=n_outputs, **options)
+
+
+_VIT = {"img_size": SIZE, "depth": 2, "embed_dim": 24, "num_heads": 2}
+FAMILIES: dict[str, Callable[[int], torch.nn.Module]] = {
+    "vit": _named("vit_tiny_patch16_224", **_VIT),
+    "deit": _named("deit_tiny_patch16_224", **_VIT),
+    "swin": _named(
+        "swin_tiny_patch4_window7_224", img_size=SIZE, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4
+    ),
+    "resnet": _named("resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16)),
+    "densenet": _named("densenet121", growth_rate=4, block_config=(1, 1, 1, 1)),
+    "efficientnet": _efficientnet,
+    "convnext": _named("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
+    "mobilenet": lambda n_outputs: _efficientnet(n_outputs, MobileNetV3),
+    "regnet": _regnet,
 }
+"""Every backbone family that is supported, as small as its class allows: number of logits -> network."""
 
 
 @dataclass
@@ -70,15 +93,14 @@ class MemoryStore:
 
 def tiny(family: str = "resnet", n_outputs: int = 1, seed: int = 0) -> ImageClassifier:
     """A classifier at random, its batch statistics included; of another seed in another state."""
-    name, options = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = timm.create_model(name, num_classes=n_outputs, **options)
+        network = FAMILIES[family](n_outputs)
         for module in network.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
-    return ImageClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(SIZE, SIZE), name=name).eval()
+    return ImageClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(SIZE, SIZE), name=family).eval()
 
 
 def scene(n: int, seed: int, agreement: float = 0.5, kind: str = "binary", missing: float = 0.0, size: int = SIZE) -> Split:

@@ -8,8 +8,8 @@ which a bias on probabilities can be lowered without treating anybody otherwise,
 over thresholds makes it steadier than the gap at one.
 
 Rule: of the states whose validation AUC is within a tolerance of that of the classifier as delivered, the one of smallest
-B_val, the earliest of equals; where there is none, the one of highest AUC. A collapsed classifier has an AUC of 0.5 and so
-is never kept for its small gaps.
+B_val, the earliest of equals; where there is none, the one of highest AUC. A collapsed classifier has an AUC of 0.5, which is
+never enough, and so is not kept for its small gaps.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def pick(found: Sequence[Judgement], delivered: Judgement, tolerance: float) -> 
     if delivered.auc is None or all(item.bias is None for item in found):
         return len(found) - 1
     floor = delivered.auc - tolerance
-    enough = [k for k, item in enumerate(found) if item.auc is not None and item.auc >= floor and item.bias is not None]
+    enough = [k for k, item in enumerate(found) if item.auc is not None and item.auc >= floor and item.auc > 0.5 and item.bias is not None]
     if not enough:
         return max(range(len(found)), key=lambda k: (found[k].auc or 0.0, -k))
     return min(enough, key=lambda k: (found[k].bias, k))

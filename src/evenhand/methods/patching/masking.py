@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evenhand.errors import MethodError
+from evenhand.methods.patching.bias import WholeSet
 from evenhand.methods.patching.heads import Body, head_names
-from evenhand.methods.patching.setting import Setting, network_parameters
+from evenhand.methods.patching.importance import importances
+from evenhand.methods.patching.losses import batch_balanced_loss
+from evenhand.methods.patching.selection import make_mask as select
+from evenhand.methods.patching.setting import Setting
+from evenhand.random import derive_seed
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,49 @@ class MadeMask:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_mask(setting: Setting, body: Body) -> MadeMask:
-    """The mask that the options ask for, of the model as it is."""
-    heads = head_names(setting.model)
-    if setting.config.mask_type != "all":
-        raise MethodError(f"method.mask_type={setting.config.mask_type} is not there yet; set method.mask_type=all")
-    found = network_parameters(setting.model)
-    ones = {name: torch.ones_like(value, dtype=torch.bool) for name, value in found.items() if name not in heads}
-    return MadeMask(ones, mask_facts(ones, heads))
+def make_mask(setting: Setting) -> MadeMask:
+    """The mask that the options ask for, of the model as it is.
+
+    Importances are taken over the external set in an order of its own, without augmentation; with ``bias_over="set"`` a pass
+    before them gives the rates of the whole set.
+
+    Raises:
+        MethodError: the options do not suit each other, or nothing is selected.
+    """
+    config, model = setting.config, setting.model
+    found: tuple[dict[str, Tensor], ...] = ({}, {})
+    if config.mask_type in ("fisher", "gradient"):
+        found = _importances(setting)
+    made = select(
+        model, found[0], found[1], mask_type=config.mask_type, scale=config.mask_scale, rate=config.rate,
+        ratio_threshold=config.ratio_threshold, ratio=config.ratio, soft=config.soft_mask, seed=setting.task.seed,
+    )
+    masks = dict(made.values)
+    return MadeMask(masks, {**mask_facts(masks, head_names(model)), "threshold": made.threshold, "units": dict(made.units)})
+
+
+def _importances(setting: Setting) -> tuple[dict[str, Tensor], ...]:
+    """For bias and for prediction, from one forward pass."""
+    config, task, rows, term = setting.config, setting.task, setting.rows, setting.term
+    order = rows.order(derive_seed(task.seed, "patch", "importance"), 0, balanced=False)
+    bias: Callable[[Tensor, Tensor, Tensor], Tensor] = term
+    if config.bias_over == "set" and term.mode != "released":
+        whole = WholeSet(term, [len(task.train.groups[name].keys) for name in setting.attributes], task.n_outputs)
+        with torch.no_grad():
+            for batch in rows.batches(order, task.batch_size, task.device):
+                whole.add(setting.model(batch.x).float(), batch.y, batch.groups)
+        setting.cost.add(forward=len(order))
+        bias = whole.surrogate
+    # images of one logit have one gradient for both
+    shared = config.importance == "sample" and task.n_outputs == 1
+    setting.cost.add(forward=len(order), backward=len(order) * (1 if shared else 2))
+    return importances(
+        setting.model,
+        ((batch.x, batch.y, batch.groups) for batch in rows.batches(order, task.batch_size, task.device)),
+        (bias, lambda logits, y, groups: batch_balanced_loss(logits, y, task.kind)),
+        kind=config.importance,
+        measure="gradient" if config.mask_type == "gradient" else "fisher",
+    )
 
 
 def mask_facts(masks: Mapping[str, Tensor], heads: set[str]) -> dict[str, Any]:

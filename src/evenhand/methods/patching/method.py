@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -76,20 +76,20 @@ def make_patched(task: Task, model: nn.Module, config: PatchMethodConfig) -> Pat
     setting = Setting.of(task, model, config)
     body = Body.of(model)
     repair = _Repair(setting, body)
-    mask = _mask(setting, body)
+    mask = _mask(setting)
     _impair(setting, repair, mask)
     repair.finish(mask.masks)
     return setting.outcome(mask.facts)
 
 
-def _mask(setting: Setting, body: Body) -> MadeMask:
+def _mask(setting: Setting) -> MadeMask:
     """The mask, from the store where it was made before."""
     stored = setting.task.store.get(MASK)
     if stored is not None:
         setting.check_digest(stored)
         setting.cost.forward, setting.cost.backward = (int(number) for number in stored["cost"])
         return MadeMask(dict(stored["masks"]), dict(stored["facts"]))
-    made = make_mask(setting, body)
+    made = make_mask(setting)
     cost = [setting.cost.forward, setting.cost.backward]
     setting.task.store.put(MASK, {"digest": setting.digest, "masks": made.masks, "facts": made.facts, "cost": cost})
     return made
@@ -116,6 +116,7 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
     done = 0
     if state is not None:
         done = setting.restore(state, update, objective, kept)
+        repair.load_state_dict(state["repair"])
     elif setting.selects:
         judgement = repair.judge(delivered=True)
         setting.history.append({"step": "impair", "epoch": 0, **setting.judged(judgement)})
@@ -129,7 +130,7 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
             record |= setting.judged(judgement)
             repair.keep(kept.add(judgement, model))
         setting.history.append(record)
-        setting.save("impair", epoch, update, objective, kept)
+        setting.save("impair", epoch, update, objective, kept, repair=repair.state_dict())
         setting.report(record, config.impair_epochs)
     if setting.selects:
         model.load_state_dict(kept.state)
@@ -187,6 +188,19 @@ class _Repair:
         """Whether the body last judged is the one to keep, so that its head is at hand."""
         if better:
             self.best = self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """The head of the state that is kept, for a checkpoint."""
+        if self.best is None:
+            return {}
+        arrays = {name: torch.from_numpy(getattr(self.best, name)) for name in ("weight", "bias")}
+        return {**arrays, "history": list(self.best.history), "notes": list(self.best.notes)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if state:
+            history, notes = tuple(state["history"]), tuple(state["notes"])
+            self.best = FittedHead(state["weight"].numpy(), state["bias"].numpy(), history, notes)
 
     def _features(self) -> tuple[Features, Features]:
         """Of the training and the validation rows."""
