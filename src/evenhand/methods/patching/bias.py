@@ -155,7 +155,7 @@ class BiasTerm:
         truth, known = _truth(y, scores, self.kind)
         sides = torch.stack([known & truth, known & ~truth, known]).to(scores.dtype)
         sums, counts = [], []
-        for position, codes in enumerate(groups[:, None].unbind(1) if groups.ndim == 1 else groups.unbind(1)):
+        for position, codes in enumerate((groups[:, None] if groups.ndim == 1 else groups).unbind(1)):
             k = n_groups[position] if n_groups else _highest(codes) + 1
             member = (codes[:, None] == torch.arange(k, device=codes.device)).to(scores.dtype)
             sums.append(torch.einsum("sbc,bk->csk", sides * scores, member))
@@ -196,7 +196,7 @@ class BiasTerm:
 
     def _released(self, logits: Tensor, y: Tensor, groups: Tensor) -> Tensor:
         """The published function, on the rows that have a label and a group of a single attribute of two."""
-        codes = groups.to(logits.device).reshape(len(groups), -1)
+        codes = (groups[:, None] if groups.ndim == 1 else groups).to(logits.device)
         if codes.shape[1] != 1 or _highest(codes) > 1 or logits.shape[1:] not in ((), (1,)):
             raise MethodError(
                 f"the released bias terms compare two groups of one attribute by one logit, but got {codes.shape[1]} attributes, group "
@@ -323,7 +323,7 @@ def _truth(y: Tensor, scores: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     if kind == "multiclass":
         classes = torch.arange(scores.shape[1], device=y.device)
         return y[:, None] == classes, (y >= 0)[:, None].expand_as(scores)
-    if y.reshape(len(y), -1).shape != scores.shape:
+    if (y[:, None] if y.ndim == 1 else y).shape != scores.shape:
         raise MethodError(f"labels have shape {tuple(y.shape)} and logits {tuple(scores.shape)}; the model must give one logit a label")
     y = y.reshape(scores.shape)
     return y == 1, ~torch.isnan(y)

@@ -5,8 +5,9 @@
 
 F is the bias term or the prediction loss of a batch of m images with logits z, so that the mean of g_i is the gradient of the batch.
 A batch's square is the square of a mean: it shrinks as gradients of single images cancel, and depends on the batch size. With one
-logit the gradients of image i for the two F differ by a scalar alone, so they are computed once, squared once, and summed with two
-weights. ``measure="gradient"`` takes absolute values in place of squares.
+logit the gradients of image i for the two F differ by a scalar alone, so that one backward pass serves both: those of images are
+squared once and summed with two weights, those of batches are made of the same outputs' gradients, weighted twice.
+``measure="gradient"`` takes absolute values in place of squares.
 
 The network is in evaluation mode throughout: batch norms use and keep their running statistics, nothing is dropped.
 
@@ -94,11 +95,11 @@ def importances(
     with _evaluating(model, {name: parameters[name] for name in wanted}):
         for images, y, groups in batches:
             batch = images.to(device), y.to(device), groups.to(device)
+            plan = plan or make_plan(model, wanted, batch[0])
             if kind == "batch":
-                _add_batch(model, batch, terms, totals, measure)
+                _add_batch(model, batch, terms, totals, measure, plan, room)
                 seen += 1
             else:
-                plan = plan or make_plan(model, wanted, batch[0])
                 _add_images(model, batch, terms, totals, measure, plan, room)
                 seen += len(images)
     if not seen:
@@ -145,9 +146,19 @@ def _values(logits: Tensor, y: Tensor, groups: Tensor, terms: Sequence[Term]) ->
     return found
 
 
-def _add_batch(model: nn.Module, batch: Batch, terms: Sequence[Term], totals: dict[str, Tensor], measure: str) -> None:
-    parameters = dict(_unwrap(model).named_parameters())
+def _add_batch(
+    model: nn.Module, batch: Batch, terms: Sequence[Term], totals: dict[str, Tensor], measure: str, plan: Plan, chunk_bytes: int
+) -> None:
     images, y, groups = batch
+    if plan.n_outputs == 1 and plan.fast.issuperset(totals):
+        with watched(model, plan, len(images)) as watch:
+            logits = model(images)
+            # one backward pass for all terms: only the factors on the images differ
+            pulls = _pulls(logits, y, groups, terms)[..., 0] / len(images)
+            for name, gradients in watch.weighted(logits, pulls, chunk_bytes=chunk_bytes):
+                totals[name].add_(gradients.square_() if measure == "fisher" else gradients.abs_())
+        return
+    parameters = dict(_unwrap(model).named_parameters())
     values = _values(model(images), y, groups, terms)
     moving = [value.requires_grad for value in values]
     last = max((k for k, moves in enumerate(moving) if moves), default=-1)

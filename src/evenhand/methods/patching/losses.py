@@ -42,7 +42,7 @@ def batch_balanced_loss(logits: Tensor, y: Tensor, kind: Kind = "binary") -> Ten
         weight = torch.where(present, 1.0 / (counts.clamp(min=1) * (1.0 / counts[present]).sum()), 0.0)
         losses = F.cross_entropy(logits, y.clamp(min=0), reduction="none") * weight[y.clamp(min=0)] * known
         return losses.sum() / known.sum()
-    if y.reshape(len(y), -1).shape != logits.shape:
+    if (y[:, None] if y.ndim == 1 else y).shape != logits.shape:
         raise MethodError(f"labels have shape {tuple(y.shape)} and logits {tuple(logits.shape)}; the model must give one logit a label")
     y = y.reshape(logits.shape)
     known = ~torch.isnan(y)

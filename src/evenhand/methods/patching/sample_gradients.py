@@ -20,13 +20,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.grad import conv2d_weight
 
 from evenhand.models.parameters import _unwrap, parameter_roles
 
@@ -58,12 +59,14 @@ class Plan:
         copied: parameters of which every image gets a copy.
         vectorised: parameters differentiated by vmap.
         single: parameters differentiated image by image.
+        n_outputs: logits of an image.
     """
 
     layers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     copied: tuple[str, ...] = ()
     vectorised: tuple[str, ...] = ()
     single: tuple[str, ...] = ()
+    n_outputs: int = 0
 
     @property
     def fast(self) -> set[str]:
@@ -90,16 +93,18 @@ def make_plan(model: nn.Module, names: Sequence[str], images: Tensor) -> Plan:
             layers[path] = own
     shapes = {name: value.shape for name, value in network.named_parameters()}
     copied = tuple(n for n in names if roles.get(n) in ("token", "position") and len(shapes[n]) == 3 and shapes[n][0] == 1)
-    plan = _checked(model, Plan(layers, copied), pair)
+    with torch.no_grad():
+        n_outputs = model(pair).shape[1]
+    plan = replace(_checked(model, Plan(layers, copied), pair), n_outputs=n_outputs)
     rest = tuple(name for name in names if name not in plan.fast)
     if not rest:
         return plan
     try:
-        for _ in _vectorised(model, rest, pair, torch.ones(len(pair), device=pair.device), rows=2):
+        for _ in _vectorised(model, rest, pair, pair.new_ones(2, n_outputs), rows=2):
             continue
     except RuntimeError:
-        return Plan(plan.layers, plan.copied, (), rest)
-    return Plan(plan.layers, plan.copied, rest, ())
+        return replace(plan, single=rest)
+    return replace(plan, vectorised=rest)
 
 
 def _roles(network: nn.Module) -> Mapping[str, str]:
@@ -165,24 +170,62 @@ class Watch:
             chunk_bytes: about how much is held at once beside the activations.
             retain_graph: another backward pass follows.
         """
-        ran = [layer for layer in self.layers if layer.runs == 1 and layer.edge is not None]
-        copies = list(self.copies.items())
-        targets = [layer.edge for layer in ran] + [copy for _, copy in copies]
-        if not targets:
-            return
-        found: list[Tensor | None] = list(torch.autograd.grad(logits, targets, cotangent, retain_graph=retain_graph, allow_unused=True))
-        for position, (name, copy) in enumerate(copies, start=len(ran)):
-            own = found[position]
+        copies, layers = self._deltas(logits, cotangent, retain_graph)
+        for name, delta in copies:
             # its own memory: the gradient of a sum is often that of its terms too
-            yield name, slice(0, self.n), torch.zeros_like(copy)[:, None] if own is None else own.clone()[:, None]
+            yield name, slice(0, self.n), delta.clone()[:, None]
         with torch.no_grad():
+            for layer, inputs, delta in layers:
+                for part, rows, gradient in _gradients(layer, inputs, delta, self.n, chunk_bytes):
+                    yield layer.names[part], rows, gradient
+
+    def weighted(self, logits: Tensor, weights: Tensor, *, chunk_bytes: int) -> Iterator[tuple[str, Tensor]]:
+        """Sums over images of their gradients of the one logit: ``sum_i w_fi G_i`` for every parameter with a formula, (F, *shape).
+
+        The gradients of single images of linear layers and convolutions are not formed: their d is weighted instead.
+
+        Args:
+            logits: (n, 1).
+            weights: (F, n).
+            chunk_bytes: see `gradients`.
+        """
+        copies, layers = self._deltas(logits, torch.ones_like(logits), False)
+        for name, delta in copies:
+            yield name, torch.einsum("fn,n...->f...", weights, delta)[:, None]
+        with torch.no_grad():
+            for layer, inputs, delta in layers:
+                parts = set(layer.names)
+                if "weight" in parts and isinstance(layer.module, (nn.Linear, nn.Conv2d)) and len(inputs) % self.n == 0:
+                    parts.discard("weight")
+                    own = [_weight_gradient(layer.module, inputs, _scaled(delta, weight)) for weight in weights]
+                    yield layer.names["weight"], torch.stack(own)
+                for part, rows, gradient in _gradients(layer, inputs, delta, self.n, chunk_bytes, parts):
+                    yield layer.names[part], torch.einsum("fn,n...->f...", weights[:, rows], gradient)
+
+    def _deltas(
+        self, logits: Tensor, cotangent: Tensor, retain_graph: bool
+    ) -> tuple[list[tuple[str, Tensor]], Iterator[tuple[_Layer, Tensor, Tensor]]]:
+        """Gradients of every image's own copies, and of the outputs of layers; the latter are let go one by one."""
+        ran = [layer for layer in self.layers if layer.runs == 1 and layer.edge is not None and layer.inputs is not None]
+        targets = [layer.edge for layer in ran] + list(self.copies.values())
+        if not targets:
+            return [], iter(())
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(logits, targets, cotangent, retain_graph=retain_graph, allow_unused=True)
+        )
+        copies = [
+            (name, torch.zeros_like(copy) if delta is None else delta)
+            for (name, copy), delta in zip(self.copies.items(), found[len(ran) :], strict=True)
+        ]
+        del found[len(ran) :]
+
+        def layers() -> Iterator[tuple[_Layer, Tensor, Tensor]]:
             for position, layer in enumerate(ran):
                 delta, found[position] = found[position], None
-                formula = _formula(layer.module)
-                if delta is None or layer.inputs is None or formula is None:
-                    continue
-                for part, rows, gradient in formula(layer.module, layer.inputs, delta, self.n, chunk_bytes, set(layer.names)):
-                    yield layer.names[part], rows, gradient
+                if delta is not None and layer.inputs is not None:
+                    yield layer, layer.inputs, delta
+
+        return copies, layers()
 
 
 @contextmanager
@@ -259,6 +302,30 @@ def _inside(layer: _Layer) -> Callable[..., None]:
     return hook
 
 
+def _gradients(
+    layer: _Layer, inputs: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str] | None = None
+) -> Iterator[Chunk]:
+    """Gradients of the parameters of a layer, or of some, for every image."""
+    formula = _formula(layer.module)
+    wanted = set(layer.names) if parts is None else parts
+    return iter(()) if formula is None or not wanted else formula(layer.module, inputs, delta, n, chunk_bytes, wanted)
+
+
+def _scaled(delta: Tensor, weight: Tensor) -> Tensor:
+    """An output's gradient, (n * k, ...), times the weight (n,) of its image."""
+    return delta * weight.repeat_interleave(len(delta) // len(weight)).view(-1, *[1] * (delta.ndim - 1))
+
+
+def _weight_gradient(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
+    """Gradient of a weight, summed over images."""
+    if isinstance(module, nn.Linear):
+        return delta.reshape(-1, delta.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+    own: Any = module
+    x, padding = _padded(own, x, delta.shape[2:])
+    convolved: Callable[..., Tensor] = conv2d_weight
+    return convolved(x, own.weight.shape, delta, own.stride, padding, own.dilation, own.groups)
+
+
 Formula = Callable[[nn.Module, Tensor, Tensor, int, int, set[str]], Iterator[Chunk]]
 """(layer, its input, gradient of its output, images, bytes, wanted parts) -> part, images, gradients."""
 
@@ -319,15 +386,18 @@ def _convolution(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_byte
 
 def _unfold(module: nn.Conv2d, x: Tensor, size: Sequence[int]) -> Tensor:
     """Patches under the kernel, (n, c * kh * kw, positions); ``size`` is the output's."""
-    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    padding: Any = module.padding
-    if type(module).__name__ == "Conv2dSame":
-        # timm's padding as in TensorFlow: as little as the output size needs, the odd pixel at the end
-        sides = zip(size, stride, kernel, dilation, x.shape[2:], strict=True)
-        needed = [max((o - 1) * s + (k - 1) * d + 1 - i, 0) for o, s, k, d, i in sides]
-        x = F.pad(x, [needed[1] // 2, needed[1] - needed[1] // 2, needed[0] // 2, needed[0] - needed[0] // 2])
-        padding = 0
-    return F.unfold(x, kernel, dilation, padding, stride)
+    x, padding = _padded(module, x, size)
+    return F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+
+
+def _padded(module: nn.Conv2d, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Any]:
+    """The input of a convolution and the padding still to be added; ``size`` is the output's."""
+    if type(module).__name__ != "Conv2dSame":
+        return x, module.padding
+    # timm's padding as in TensorFlow: as little as the output size needs, the odd pixel at the end
+    sides = zip(size, module.stride, module.kernel_size, module.dilation, x.shape[2:], strict=True)
+    needed = [max((o - 1) * s + (k - 1) * d + 1 - i, 0) for o, s, k, d, i in sides]
+    return F.pad(x, [needed[1] // 2, needed[1] - needed[1] // 2, needed[0] // 2, needed[0] - needed[0] // 2]), 0
 
 
 def _norm(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
