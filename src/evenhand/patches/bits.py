@@ -59,18 +59,17 @@ def difference(old: Tensor, new: Tensor) -> Entry | None:
         >>> found.indices.tolist(), found.xor.tolist()
         ([0], [-2147483648])
     """
-    xor = bits_of(old) ^ bits_of(new)
-    where = xor.nonzero().reshape(-1)
+    xor = bits_of(old).numpy() ^ bits_of(new).numpy()
+    where = np.flatnonzero(xor != 0)
     if not len(where):
         return None
-    return Entry(where.to(torch.int32 if len(xor) < _SHORT else torch.int64), xor[where])
+    return Entry(torch.from_numpy(where.astype(np.int32 if len(xor) < _SHORT else np.int64)), torch.from_numpy(xor[where]))
 
 
 def flipped(tensor: Tensor, entry: Entry) -> Tensor:
     """A new tensor with the bits of an entry flipped: old to new, or new to old; same shape, type and device."""
     own = bits_of(tensor).clone()
-    where = entry.indices.long()
-    own[where] = own[where] ^ entry.xor
+    own.numpy()[entry.indices.numpy()] ^= entry.xor.numpy()
     return own.view(tensor.dtype).reshape(tensor.shape).to(tensor.device)
 
 
@@ -107,7 +106,8 @@ def restored(parts: dict[str, Tensor], n: int, dtype: torch.dtype) -> Entry:
         packed = parts["bits"]
         if packed.dtype != torch.uint8 or packed.shape != ((n + 7) // 8,):
             raise ValueError(f"{packed.dtype} {tuple(packed.shape)} marks the changed ones of {n} entries")
-        where = torch.from_numpy(np.flatnonzero(np.unpackbits(packed.numpy(), count=n, bitorder="little"))).to(kind)
+        marked = np.unpackbits(packed.numpy(), count=n, bitorder="little").view(bool)
+        where = torch.from_numpy(np.flatnonzero(marked)).to(kind)
     else:
         where = parts["index"] if "index" in parts else torch.arange(n, dtype=kind)
     if where.ndim != 1 or where.dtype != kind or xor.shape != where.shape or xor.dtype != _INTEGERS.get(dtype.itemsize):
