@@ -184,10 +184,12 @@ class PredictConfig:
 
 @dataclass
 class EvaluateConfig:
-    """`evenhand evaluate`: audit a run on further named data sets."""
+    """`evenhand evaluate`: audit runs on further named data sets: results in and out of distribution, and the drop between them."""
 
-    model: str = opt(MISSING, "a run folder written by `evenhand train`")
+    model: Optional[str] = opt(None, "a run folder written by `evenhand train`")
+    models: dict[str, str] = opt({}, "name -> run folder, as models.NAME=RUN: several runs side by side, the first is the reference")
     sets: dict[str, str] = opt({}, "name -> prepared data set, as sets.NAME=FOLDER; each may have attributes of its own")
+    home: Optional[str] = opt(None, "prepared data set whose test rows count as in-distribution; default: the first run's own")
     split: Optional[str] = opt(None, "only rows of this split; default: all rows of a set")
     audit: AuditConfig = field(default_factory=AuditConfig)
     out: Optional[str] = opt(None, "output folder; default: runs/<time>-evaluate")

@@ -103,6 +103,7 @@ def compare(
     missing: str = "own_group",
     classes: Sequence[str] = (),
     thresholds: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    at_least: int = 2,
 ) -> CompareResult:
     """Compare two or more runs; the first is the reference.
 
@@ -110,6 +111,7 @@ def compare(
         runs: (name, one table of predictions a seed); all judge the same test rows.
         labels, attributes, config, seed, bins, missing, classes: as in `evenhand.evaluation.evaluate`.
         thresholds: run name -> for each seed label -> threshold that wins over the rule.
+        at_least: runs that are needed; with 1 a run of several seeds has its means, and no changes.
 
     Raises:
         InputError: fewer than two runs, two of one name, or different test rows.
@@ -118,7 +120,7 @@ def compare(
     config = config or AuditConfig()
     check_names(config)
     names = [name for name, _ in runs]
-    if len(runs) < 2 or len(set(names)) < len(names):
+    if len(runs) < at_least or len(set(names)) < len(names):
         raise InputError(f"compare got the runs {', '.join(names) or '(none)'}; give at least two runs with different names")
 
     def cohort(name: str, number: int, frame: pd.DataFrame) -> Cohort:

@@ -213,7 +213,7 @@ class Rows:
         return hashlib.sha256("\n".join(map(str, self.split)).encode()).hexdigest()
 
 
-def read_rows(config: DataConfig, seed: int, redraw: bool, fold: tuple[int, int] | None = None) -> Rows:
+def read_rows(config: DataConfig, seed: int, redraw: bool, fold: tuple[int, int] | None = None, *, to_train: bool = True) -> Rows:
     """Open a prepared data set and settle labels, attributes, missing values and splits.
 
     Args:
@@ -221,6 +221,7 @@ def read_rows(config: DataConfig, seed: int, redraw: bool, fold: tuple[int, int]
         seed: draws train and validation anew where ``redraw`` is true; the test rows never change.
         redraw: whether to re-draw train and validation, by patient.
         fold: (which, of how many) folds of a cross-validation over the rows outside test is validation.
+        to_train: training rows are needed; a set to be judged on may have none.
 
     Raises:
         InputError: an unknown label or attribute.
@@ -238,7 +239,7 @@ def read_rows(config: DataConfig, seed: int, redraw: bool, fold: tuple[int, int]
     elif redraw:
         split = np.asarray(redraw_validation(split, data.patients, strata, config.val_fraction, seed), dtype=object)
     split = _apply_missing(config.missing, split, groups)
-    if not (split == "train").any():
+    if to_train and not (split == "train").any():
         raise TableError(f"{config.path} has no training rows left; check its split column and missing={config.missing}")
     return Rows(data, labels, attributes, y, groups, split)
 
