@@ -177,7 +177,7 @@ def _with_head(layout: Layout, network: nn.Module, asked: str | None, label: str
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)  # type: ignore[arg-type]
     for candidate in wanted:
         weight = state.get(f"{candidate}.weight")
-        if weight is None or weight.ndim not in (2, 4) or (weight.shape[1] != width and candidate != asked):
+        if weight is None or weight.ndim not in (2, 4) or (weight.shape[1] != width and candidate not in (asked, own[0])):
             continue
         if candidate == own[0]:
             return layout, candidate
