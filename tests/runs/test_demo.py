@@ -61,6 +61,23 @@ def test_the_edit_step_leaves_an_edit_that_is_put_on_images_and_twins(finished: 
     np.testing.assert_allclose(loaded.predictor.predict(twins)[0], by_hand, atol=1e-9)
 
 
+def test_the_patch_step_patches_the_first_method_and_learns_from_rows_that_it_was_not_trained_on(tmp_path: Path) -> None:
+    cohort = SyntheticConfig(n_patients=120, images_per_patient=(1, 1), fractions=(0.3, 0.5, 0.2), prevalence={"A": 0.5, "B": 0.5})
+    probe, patched = demo(tmp_path / "demo", cohort=cohort, methods=("linear_probe", "bmft"), audit=QUICK).runs
+    assert (probe.patch, patched.method) == ("", "bmft")
+    assert "evenhand patch revert" in patched.patch
+    run = RunFolder(patched.folder)
+    counts, own = run.info["n_images"], RunFolder(probe.folder).info["n_images"]
+    assert counts["test"] == own["test"]
+    assert counts["train"] + counts["val"] == own["val"]
+    assert patched.dependence.n == probe.dependence.n
+
+
+def test_a_patch_needs_something_to_patch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bmft patches the run of the first method"):
+        demo(tmp_path / "demo", cohort=COHORT, methods=("bmft",), audit=QUICK)
+
+
 def test_the_search_step_leaves_a_mask_and_a_network_tuned_with_it(tmp_path: Path) -> None:
     cohort = SyntheticConfig(n_patients=120, images_per_patient=(1, 1), fractions=(0.3, 0.5, 0.2), prevalence={"A": 0.5, "B": 0.5})
     (run,) = demo(tmp_path / "demo", cohort=cohort, methods=("fairtune",), audit=QUICK).runs

@@ -20,7 +20,7 @@ def demo_command(
     patients: Annotated[int, typer.Option("--patients", min=40, help="Patients in the cohort.")] = 1500,
     methods: Annotated[
         str, typer.Option("--methods", help="Methods to train, separated by commas; the first is the reference.")
-    ] = "linear_probe,reweight,dfr,eo_head,dne,fairtune",
+    ] = "linear_probe,reweight,dfr,eo_head,dne,fairtune,bmft",
 ) -> None:
     """Make a synthetic cohort with a planted bias, train a plain probe and mitigations, audit and compare them.
 
@@ -74,6 +74,8 @@ def show_demo(result: DemoResult, console: object | None = None) -> None:
             screen.print(f"The edit of {run.method}, on validation images: {run.edit}", markup=False)
         if run.search:
             screen.print(f"The search of {run.method}: {run.search}; {run.folder.parent / 'search' / 'report.html'}", markup=False)
+        if run.patch:
+            screen.print(f"The patch of {run.method}: {run.patch}; {run.folder / 'patch.html'}", markup=False)
     for run in result.runs:
         screen.print(f"Report of {run.method}: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
     screen.print(f"Comparison: {result.report}", markup=False, soft_wrap=True)

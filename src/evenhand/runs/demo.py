@@ -1,8 +1,8 @@
 """`evenhand demo`: the whole story on a synthetic cohort whose bias is planted, so that what is found can be checked.
 
-Make a cohort -> write PNG files and a CSV -> prepare -> train a plain probe and mitigations on the bundled encoder, an image edit
-and a small search of what to fine-tune among them -> audit each -> compare -> measure how much each really depends on the attribute,
-with counterfactual twins.
+Make a cohort -> write PNG files and a CSV -> prepare -> train a plain probe and mitigations on the bundled encoder, an image edit,
+a small search of what to fine-tune and a patch of the finished probe among them -> audit each -> compare -> measure how much each
+really depends on the attribute, with counterfactual twins.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from evenhand.config.editing import DNEConfig
 from evenhand.config.methods import METHOD_CONFIGS, FinetuneConfig
+from evenhand.config.patch_methods import BMFTConfig, ExternalDataConfig, FinishedModelConfig, PatchMakeConfig
 from evenhand.config.schema import AuditConfig, DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from evenhand.config.search import SearchConfig
 from evenhand.data.cache import CachedImages, build_cache
@@ -26,8 +27,10 @@ from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import Dependence, SyntheticConfig, dependence, make_cohort, write_cohort
 from evenhand.data.synthetic_theory import ExpectedPerformance, expected_performance
 from evenhand.errors import InputError
+from evenhand.report.patch_page import percent, size_words
 from evenhand.runs.compare import compare, page_of
 from evenhand.runs.folder import RunFolder, write_json
+from evenhand.runs.patch import make_patch_run
 from evenhand.runs.results import load_predictor, stored_thresholds
 from evenhand.runs.search import search_mask
 from evenhand.runs.train import train
@@ -36,11 +39,15 @@ log = logging.getLogger(__name__)
 
 SEARCHED = "fairtune"
 """Not a method but two commands: a search, then fine-tuning with the mask that it found."""
-METHODS = ("linear_probe", "reweight", "dfr", "eo_head", "dne", SEARCHED)
+PATCHED = BMFTConfig.name
+"""Not trained but made from the run of the first method: a patch, learnt from validation rows alone."""
+METHODS = ("linear_probe", "reweight", "dfr", "eo_head", "dne", SEARCHED, PATCHED)
 EDIT = DNEConfig(
     family=["spectral"], attributes=["group"], epochs=4, batch_size=96, refit_every=10, reference_images=512, controls=False
 )
 """A small edit that is trained in seconds: a filter of a few numbers, a few passes over the images, no noise control."""
+PATCH = BMFTConfig(attributes=["group"], impair_epochs=3, impair_lr=1e-3)
+"""A patch that is made in seconds: three passes of step one."""
 TUNING = TrainerConfig(max_epochs=1, lr=5e-4, accelerator="cpu", progress=False)
 """How trials, finalists and the network that is kept are trained; the rate is that of the comparison, masks have their own."""
 MODALITY = {"chest": "chest_film", "skin": "dermoscopy"}
@@ -61,6 +68,7 @@ class DemoRun:
         dependence: test decisions and scores against those of the counterfactual twins.
         edit: for a method that trains an edit: what it fools and what it hides, in a sentence; else empty.
         search: for a searched mask: what was chosen, in a sentence; else empty.
+        patch: for a patch: what it changes, in a sentence; else empty.
     """
 
     method: str
@@ -71,6 +79,7 @@ class DemoRun:
     dependence: Dependence
     edit: str = ""
     search: str = ""
+    patch: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def demo(
         out: folder for everything; new, empty, or from the same call.
         seed: of the cohort and of every method.
         cohort: another cohort than the default one (its own ``seed`` counts then, for its images).
-        methods: registry names, or fairtune; the first is the reference that the others are compared with.
+        methods: registry names, fairtune or bmft; the first is the reference that the others are compared with, and what bmft patches.
         audit: another audit configuration than the default one.
         report: called with a line of text at each step.
 
@@ -112,16 +121,18 @@ def demo(
         0.25
     """
     root, settings, judged = Path(out), cohort or SyntheticConfig(seed=seed), audit or AuditConfig()
-    known = (*METHOD_CONFIGS, SEARCHED)
+    known = (*METHOD_CONFIGS, SEARCHED, PATCHED)
     unknown = [name for name in methods if name not in known]
     if unknown or not methods:
         raise InputError(f"methods {unknown} are unknown; give at least one of {', '.join(known)}")
+    if methods[0] == PATCHED:
+        raise InputError(f"{PATCHED} patches the run of the first method; name another one before it, as linear_probe,{PATCHED}")
     _claim(root, {"seed": seed, "cohort": asdict(settings)})
     report(f"cohort: {settings.n_patients} patients, {settings.kind}, {settings.size} px, trace: {', '.join(settings.shortcuts) or 'none'}")
     data, images, twins = _prepare(root, settings)
     runs = []
     for name in methods:
-        report(f"{'search, ' * (name == SEARCHED)}train and audit: {name}")
+        report(f"{'patch' if name == PATCHED else 'search, ' * (name == SEARCHED) + 'train'} and audit: {name}")
         config = TrainConfig(
             data=DataConfig(path=str(data.root)),
             model=ModelConfig(precision="fp32"),
@@ -133,7 +144,8 @@ def demo(
         )
         if name == SEARCHED:
             config = _after_search(root / "search", config)
-        runs.append(_outcome(name, train(config), data, images, twins))
+        run = _patched(root / methods[0], config) if name == PATCHED else train(config)
+        runs.append(_outcome(name, run, data, images, twins))
     report("compare")
     page = _compare([run.folder for run in runs], root / "compare", judged, seed) if len(runs) > 1 else runs[0].folder / "report.html"
     return DemoResult(root, page, settings, expected_performance(settings), tuple(runs))
@@ -158,6 +170,21 @@ def _after_search(root: Path, config: TrainConfig) -> TrainConfig:
         )
     )
     return replace(config, method=FinetuneConfig(mask=str(found.root), warm_head=True), trainer=replace(TUNING, lr=None))
+
+
+def _patched(classifier: Path, config: TrainConfig) -> RunFolder:
+    """A patch for the finished classifier of a run, learnt from the rows that it was not trained on."""
+    return make_patch_run(
+        PatchMakeConfig(
+            data=ExternalDataConfig(path=config.data.path),
+            model=FinishedModelConfig(name="auto", checkpoint=str(classifier)),
+            method=PATCH,
+            audit=config.audit,
+            accelerator="cpu",
+            seed=config.seed,
+            out=config.out,
+        )
+    )
 
 
 def _claim(root: Path, settings: Mapping[str, Any]) -> None:
@@ -214,6 +241,7 @@ def _outcome(name: str, run: RunFolder, data: PreparedData, images: CachedImages
         dependence=dependence(scores, twin_scores, threshold, groups["group"].names()),
         edit=_edit_line(run.root),
         search=_search_line(run.root.parent / "search") if name == SEARCHED else "",
+        patch=_patch_line(run.root) if name == PATCHED else "",
     )
 
 
@@ -227,6 +255,13 @@ def _edit_line(root: Path) -> str:
 def _search_line(root: Path) -> str:
     """What a search chose."""
     return str(json.loads((root / "search.json").read_text(encoding="utf-8"))["summary"])
+
+
+def _patch_line(root: Path) -> str:
+    """What a patch changes, and how it is undone."""
+    patch = json.loads((root / "patch.json").read_text(encoding="utf-8"))["patch"]
+    share = percent(patch["share"])
+    return f"{share} of the probe's network, a file of {size_words(patch['bytes'])}; evenhand patch revert model={root} takes it off"
 
 
 def _compare(folders: Sequence[Path], out: Path, config: AuditConfig, seed: int) -> Path:
