@@ -245,11 +245,14 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(scene: Scene, prepared: Pat
 
 def test_data_that_are_not_the_runs_are_refused(scene: Scene, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path / "data")
-    table = next((tmp_path / "data").glob("table.*"), None)
-    assert table is not None, sorted(path.name for path in (tmp_path / "data").iterdir())
-    frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
-    (frame.to_parquet(table) if table.suffix == ".parquet" else frame.assign(label=1 - frame["label"]).to_csv(table, index=False))
-    with pytest.raises(InputError):
+    table = tmp_path / "data" / "table.csv"
+    frame = pd.read_csv(table)
+    frame["extra"] = 1
+    frame.to_csv(table, index=False)
+    told = tmp_path / "data" / "dataset.yaml"
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (prepared / "table.csv", table)]
+    told.write_text(told.read_text().replace(*hashes))
+    with pytest.raises(InputError, match="is not the data set that the run"):
         apply(scene.file, scene.run, tmp_path / "out", f"data={tmp_path / 'data'}")
     assert not (tmp_path / "out").exists()
 

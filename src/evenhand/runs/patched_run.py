@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 DELIVERED = "delivered"
 """Folder of a patched run with the files of the run as it was delivered."""
 MODEL = "model.safetensors"
-KEPT = ("config.yaml", "predictor.json", "metrics.jsonl", EDIT_FILE)
+HISTORY = "metrics.jsonl"
+KEPT = ("config.yaml", "predictor.json", HISTORY, EDIT_FILE)
 """Files of a run that a patch does not change."""
 
 
@@ -93,6 +94,9 @@ def apply_to_run(run: RunFolder, patch: Patch, scratch: Path, out: Path, *, data
 def revert_run(run: RunFolder, patch: Patch, scratch: Path, out: Path) -> None:
     """Write the run as it was delivered: its network bit for bit, and every file that ``delivered/`` holds.
 
+    The run folder of ``patch make`` holds the delivered classifier's results there; its own history is that of the patch, and stays
+    behind.
+
     Args:
         run: from `check_run`.
         patch: that it has.
@@ -103,12 +107,13 @@ def revert_run(run: RunFolder, patch: Patch, scratch: Path, out: Path) -> None:
         InputError: it does not have the patch.
     """
     patch_file(run.root / MODEL, scratch / MODEL, patch, revert=True)
-    for name in KEPT:
+    for name in (name for name in KEPT if name != HISTORY):
         if (run.root / name).exists():
             shutil.copyfile(run.root / name, scratch / name)
     config = {**run.info["config"], "out": str(out), "reverted": patch.base_hash}
     about = {name: value for name, value in run.info.items() if name not in ("patch", "thresholds")}
-    write_json(scratch / "run.json", {**about, "config": config, "config_id": identity(config), "reverted": utc_now()})
+    about.update(method=DELIVERED, config=config, config_id=identity(config), reverted=utc_now())
+    write_json(scratch / "run.json", about)
     if (run.root / DELIVERED).is_dir():
         shutil.copytree(run.root / DELIVERED, scratch, dirs_exist_ok=True)
 
