@@ -37,6 +37,8 @@ from evenhand.runs.search import task_of
 SETUPS = ("synthetic", "ham_mobilenet", "ham_vit")
 VIT, VIT_SIZE = "test_vit4", 96
 """timm's name of the small ViT: 0.92 M parameters, 9 blocks of width 96, patches of 16 pixels."""
+RATES = ("lr_low=1e-4", "lr_high=3e-3")
+"""Learning rates of searches: below, five epochs of 25 steps leave a head as it was."""
 AGES = (0.0, 60.0, 200.0)
 TRAIN, VAL, TEST = 1500, 500, 4000
 """Patients of a synthetic cohort, one image each."""
@@ -67,7 +69,7 @@ class Setup:
     def search(self, *words: str) -> SearchConfig:
         """Options of a search of this setup."""
         few = ["min_patients=2"] if self.small else []
-        config: SearchConfig = compose("search", [*self.words, f"space={self.space}", *few, *words])
+        config: SearchConfig = compose("search", [*self.words, f"space={self.space}", *RATES, *few, *words])
         return config
 
 

@@ -162,6 +162,8 @@ def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
     assert "baselines=fulll is neither a fixed mask nor a method" in refused("baselines=fulll")
     assert "names one twice" in refused("baselines=full,full")
     assert "both auc" in refused("objective=auc", "second_objective=auc")
+    for option in ("trainer.limit_batches=1", "trainer.overfit_batches=1"):
+        assert "judges its trials on all of them" in refused(option)
 
 
 def test_the_command_prints_the_mask_and_the_folder(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 
 from evenhand.config.search import SearchConfig
 from evenhand.data.groups import Groups
-from evenhand.errors import InputError, NonFiniteLossError
+from evenhand.errors import ConfigError, InputError, NonFiniteLossError
 from evenhand.methods.base import Split, Task
 from evenhand.models.masks import Mask
 from evenhand.search.objectives import Scored, Scorer, worst_value
@@ -151,7 +151,14 @@ class Workbench:
 
         Raises:
             InputError: no validation rows, one group only, a group without validation rows, or rows that overlap over folds.
+            ConfigError: an option of the trainer that leaves validation rows out.
         """
+        for name in ("limit_batches", "overfit_batches"):
+            if getattr(self.config.trainer, name):
+                raise ConfigError(
+                    f"trainer.{name} leaves validation rows out, but a search judges its trials on all of them; leave the option out, and "
+                    "prepare a smaller table for a quick look"
+                )
         notes: list[str] = []
         judged = self.repeats if self.config.outer == "cv" else 0
         for k in range(self.repeats if self.config.outer != "holdout" else 1):
