@@ -147,7 +147,7 @@ def test_help_of_train_in_detail() -> None:
     assert "  trainer.optimizer  adamw|adam|sgd, default adamw" in text
     assert "  seeds  list of integer, default null" in text
     assert "  data.path  text, required" in text
-    assert "  trainer=cpu|ddp|debug|gpu|mps" in text
+    assert "  trainer=cpu|ddp|debug|debug_limit|debug_overfit|debug_profiler|gpu|mps" in text
     assert all(f"method={name}  " in text for name in METHOD_CONFIGS)
 
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "edit": ("evenhand.cli.edit:edit_command", "Image edits that hide an attribute from an encoder: head, train, apply, inspect, measure."),
     "patch": ("evenhand.cli.patch:patch_command", "A patch for a finished classifier from a small external set; it comes off bit for bit."),
     "predict": ("evenhand.cli.predict:predict_command", "Score new images with a run and apply its stored threshold."),
-    "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Audit a run on further named data sets."),
+    "evaluate": ("evenhand.cli.evaluate:evaluate_command", "Runs in and out of distribution: further named data sets, and the drop."),
     "audit": ("evenhand.cli.audit:audit_command", "A CSV of scores -> how well they work, for whom, and how certain that is."),
     "compare": ("evenhand.cli.compare:compare_command", "Runs side by side: paired differences, who gained, who lost."),
     "power": ("evenhand.cli.power:power_command", "How many patients a study needs to see a gap; which gap it can see with those it has."),

@@ -11,7 +11,9 @@ from evenhand.cli.options import ConfigDir, Overrides, PrintConfig, override_com
 
 @override_command("evaluate")
 def evaluate_command(overrides: Overrides = None, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
-    """Audit a run on further named data sets; each may have attributes of its own.
+    """Runs on further named data sets beside their own test rows: one table, and the drop between them, for everyone and per group.
+
+    Each set may have attributes of its own. Several runs go side by side: models.delivered=RUN models.patched=RUN.
 
     Example: evenhand evaluate model=runs/probe sets.clinic_b=prepared/b out=external
     """
