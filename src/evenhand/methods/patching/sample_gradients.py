@@ -1,12 +1,7 @@
 """Gradients of every image by itself, for a whole batch at once: exact formulas for the layers that hold nearly all weights.
 
-With d_it the gradient of image i's output at position t of a layer (a token, a pixel) and x_it what the layer saw there,
-
-    linear          G_i = sum_t d_it x_it'
-    convolution     the same with x_it the patch under the kernel, group by group
-    norm            G_i = sum_t d_it * x^_it, bias sum_t d_it,  x^ the normalised input
-    layer scale     G_i = sum_t d_it * x_it
-    tokens, position embeddings: every image gets a copy of its own, whose gradient is G_i
+`evenhand.methods.patching.layer_gradients` holds the formulas, from what a layer saw and the gradient d of its output; tokens and
+position embeddings are copied for every image, and the gradient of a copy is the image's.
 
 d comes from one backward pass that computes no weight gradients. A layer counts only if it is of a known type and ran once in the
 forward pass; and as networks do unusual things with usual layers (share weights, use a weight without its layer, flatten windows
@@ -25,18 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.grad import conv2d_weight
 
+from evenhand.errors import RunError
+from evenhand.methods.patching.layer_gradients import Chunk, formula_of, scaled, weight_gradient
 from evenhand.models.parameters import _unwrap, parameter_roles
 
 TOLERANCE = 1e-3
 """Largest difference from autograd, relative to the largest entry of a gradient, at which a formula counts as right."""
-_LIKE_LAYER_SCALE = ("LayerScale", "LayerScale2d")
+TRIED = (1.0, -2.0)
+"""Factors on the outputs of the two images that are tried: what mixes images is wrong for both, even if they look alike."""
 
-Chunk = tuple[str, slice, Tensor]
-"""Parameter name, the images it is about, and their gradients (m, *shape)."""
+ASK = "use importance=batch, and report the network"
 
 
 @dataclass
@@ -89,7 +84,7 @@ def make_plan(model: nn.Module, names: Sequence[str], images: Tensor) -> Plan:
     for path, module in network.named_modules():
         own = {part: f"{path}.{part}" if path else part for part, _ in module.named_parameters(recurse=False)}
         own = {part: name for part, name in own.items() if name in wanted}
-        if own and _formula(module) is not None:
+        if own and formula_of(module) is not None:
             layers[path] = own
     shapes = {name: value.shape for name, value in network.named_parameters()}
     copied = tuple(n for n in names if roles.get(n) in ("token", "position") and len(shapes[n]) == 3 and shapes[n][0] == 1)
@@ -124,7 +119,7 @@ def _checked(model: nn.Module, plan: Plan, pair: Tensor) -> Plan:
     parameters = dict(_unwrap(model).named_parameters())
     right = set(names)
     for row in range(len(pair)):
-        value = model(pair[row : row + 1])[:, 0].sum()
+        value = model(pair[row : row + 1])[:, 0].sum() * TRIED[row]
         gradients = _grad(value, [parameters[name] for name in names])
         sizes = [float(gradient.abs().max()) for gradient in gradients]
         for name, expected, size in zip(names, gradients, sizes, strict=True):
@@ -138,10 +133,10 @@ def _checked(model: nn.Module, plan: Plan, pair: Tensor) -> Plan:
 
 def _sums(model: nn.Module, plan: Plan, pair: Tensor) -> dict[str, Tensor]:
     """Gradients (2, *shape) of the first output for two images."""
-    with watched(model, plan, len(pair)) as watch:
+    with watched(model, plan, len(pair), strict=False) as watch:
         logits = model(pair)
         cotangent = torch.zeros_like(logits)
-        cotangent[:, 0] = 1.0
+        cotangent[:, 0] = logits.new_tensor(TRIED)
         chunks = list(watch.gradients(logits, cotangent, chunk_bytes=2**30))
     found: dict[str, Tensor] = {}
     for name, rows, gradient in chunks:
@@ -158,8 +153,8 @@ def _grad(value: Tensor, parameters: Sequence[Tensor], retain_graph: bool = Fals
 class Watch:
     """What the layers with a formula saw in one forward pass."""
 
-    def __init__(self, layers: Sequence[_Layer], copies: Mapping[str, Tensor], n: int) -> None:
-        self.layers, self.copies, self.n = layers, copies, n
+    def __init__(self, layers: Sequence[_Layer], copies: Mapping[str, Tensor], n: int, strict: bool) -> None:
+        self.layers, self.copies, self.n, self.strict = layers, copies, n, strict
 
     def gradients(self, logits: Tensor, cotangent: Tensor, *, chunk_bytes: int, retain_graph: bool = False) -> Iterator[Chunk]:
         """Gradients of ``sum(cotangent * logits)`` for every image and every parameter with a formula.
@@ -176,7 +171,7 @@ class Watch:
             yield name, slice(0, self.n), delta.clone()[:, None]
         with torch.no_grad():
             for layer, inputs, delta in layers:
-                for part, rows, gradient in _gradients(layer, inputs, delta, self.n, chunk_bytes):
+                for part, rows, gradient in self._gradients(layer, inputs, delta, chunk_bytes, set(layer.names)):
                     yield layer.names[part], rows, gradient
 
     def weighted(self, logits: Tensor, weights: Tensor, *, chunk_bytes: int) -> Iterator[tuple[str, Tensor]]:
@@ -197,16 +192,30 @@ class Watch:
                 parts = set(layer.names)
                 if "weight" in parts and isinstance(layer.module, (nn.Linear, nn.Conv2d)) and len(inputs) % self.n == 0:
                     parts.discard("weight")
-                    own = [_weight_gradient(layer.module, inputs, _scaled(delta, weight)) for weight in weights]
+                    own = [weight_gradient(layer.module, inputs, scaled(delta, weight)) for weight in weights]
                     yield layer.names["weight"], torch.stack(own)
-                for part, rows, gradient in _gradients(layer, inputs, delta, self.n, chunk_bytes, parts):
+                for part, rows, gradient in self._gradients(layer, inputs, delta, chunk_bytes, parts):
                     yield layer.names[part], torch.einsum("fn,n...->f...", weights[:, rows], gradient)
+
+    def _gradients(self, layer: _Layer, inputs: Tensor, delta: Tensor, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
+        """Gradients of some parameters of a layer, for every image."""
+        formula, given = formula_of(layer.module), set()
+        if formula is not None and parts:
+            for part, rows, gradient in formula(layer.module, inputs, delta, self.n, chunk_bytes, parts):
+                given.add(part)
+                yield part, rows, gradient
+        if self.strict and given != parts:
+            name = layer.names[min(parts - given)]
+            raise RunError(f"the formula for '{name}' does not hold for a batch of {self.n}, but held when it was tried; {ASK}")
 
     def _deltas(
         self, logits: Tensor, cotangent: Tensor, retain_graph: bool
     ) -> tuple[list[tuple[str, Tensor]], Iterator[tuple[_Layer, Tensor, Tensor]]]:
         """Gradients of every image's own copies, and of the outputs of layers; the latter are let go one by one."""
         ran = [layer for layer in self.layers if layer.runs == 1 and layer.edge is not None and layer.inputs is not None]
+        if self.strict and len(ran) < len(self.layers):
+            idle = len(self.layers) - len(ran)
+            raise RunError(f"{idle} layers did not run once in a forward pass, as they did when they were tried; {ASK}")
         targets = [layer.edge for layer in ran] + list(self.copies.values())
         if not targets:
             return [], iter(())
@@ -229,8 +238,18 @@ class Watch:
 
 
 @contextmanager
-def watched(model: nn.Module, plan: Plan, n: int) -> Iterator[Watch]:
-    """Watch the layers of a plan; the forward pass of ``n`` images runs inside, the graph may be used inside only."""
+def watched(model: nn.Module, plan: Plan, n: int, *, strict: bool = True) -> Iterator[Watch]:
+    """Watch the layers of a plan; the forward pass of ``n`` images runs inside, the graph may be used inside only.
+
+    Args:
+        model: images -> logits.
+        plan: of this network.
+        n: images.
+        strict: a layer of the plan that does not run as planned is an error, instead of left out.
+
+    Raises:
+        RunError: it does not.
+    """
     network = _unwrap(model)
     modules = dict(network.named_modules())
     layers = [_Layer(modules[path], dict(own)) for path, own in plan.layers.items()]
@@ -250,7 +269,7 @@ def watched(model: nn.Module, plan: Plan, n: int) -> Iterator[Watch]:
         copies[name] = originals[name].detach().expand(n, *originals[name].shape[1:]).clone().requires_grad_()
     try:
         with _swapped(network, copies):
-            yield Watch(layers, copies, n)
+            yield Watch(layers, copies, n, strict)
     finally:
         for handle in handles:
             handle.remove()
@@ -302,139 +321,6 @@ def _inside(layer: _Layer) -> Callable[..., None]:
     return hook
 
 
-def _gradients(
-    layer: _Layer, inputs: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str] | None = None
-) -> Iterator[Chunk]:
-    """Gradients of the parameters of a layer, or of some, for every image."""
-    formula = _formula(layer.module)
-    wanted = set(layer.names) if parts is None else parts
-    return iter(()) if formula is None or not wanted else formula(layer.module, inputs, delta, n, chunk_bytes, wanted)
-
-
-def _scaled(delta: Tensor, weight: Tensor) -> Tensor:
-    """An output's gradient, (n * k, ...), times the weight (n,) of its image."""
-    return delta * weight.repeat_interleave(len(delta) // len(weight)).view(-1, *[1] * (delta.ndim - 1))
-
-
-def _weight_gradient(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
-    """Gradient of a weight, summed over images."""
-    if isinstance(module, nn.Linear):
-        return delta.reshape(-1, delta.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-    own: Any = module
-    x, padding = _padded(own, x, delta.shape[2:])
-    convolved: Callable[..., Tensor] = conv2d_weight
-    return convolved(x, own.weight.shape, delta, own.stride, padding, own.dilation, own.groups)
-
-
-Formula = Callable[[nn.Module, Tensor, Tensor, int, int, set[str]], Iterator[Chunk]]
-"""(layer, its input, gradient of its output, images, bytes, wanted parts) -> part, images, gradients."""
-
-
-def _formula(module: nn.Module) -> Formula | None:
-    """The formula of a layer's type; whether it holds is tried."""
-    if isinstance(module, nn.Linear):
-        return _linear
-    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return _convolution
-    if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
-        return _norm
-    return _layer_scale if type(module).__name__ in _LIKE_LAYER_SCALE else None
-
-
-def chunks_of(n: int, row_bytes: int, chunk_bytes: int) -> Iterator[slice]:
-    """Rows in chunks of about ``chunk_bytes``, one at least."""
-    step = max(1, min(n, chunk_bytes // max(row_bytes, 1)))
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _by_image(value: Tensor, n: int) -> Tensor:
-    """(n * k, ..., d) -> (n, positions, d): windows of one image lie beside each other."""
-    return value.reshape(n, -1, value.shape[-1])
-
-
-def _linear(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
-    if len(x) % n or x.shape[:-1] != delta.shape[:-1]:
-        return
-    x, delta = _by_image(x, n), _by_image(delta, n)
-    if "bias" in parts:
-        yield "bias", slice(0, n), delta.sum(dim=1)
-    if "weight" in parts:
-        size = x.shape[2] * delta.shape[2] * x.element_size()
-        for rows in chunks_of(n, size, chunk_bytes):
-            yield "weight", rows, torch.bmm(delta[rows].mT, x[rows])
-
-
-def _convolution(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
-    if len(x) != n or not isinstance(module, nn.Conv2d):
-        return
-    if "bias" in parts:
-        yield "bias", slice(0, n), delta.sum(dim=(2, 3))
-    if "weight" not in parts:
-        return
-    groups, shape = module.groups, module.weight.shape
-    positions = delta[0, 0].numel()
-    row = (shape[1:].numel() * groups * positions + shape.numel()) * x.element_size()
-    plain = shape[2:] == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0)
-    for rows in chunks_of(n, row, chunk_bytes):
-        own = x[rows].flatten(2) if plain else _unfold(module, x[rows], delta.shape[2:])
-        if own.shape[2] != positions:
-            return
-        patches = own.reshape(len(own) * groups, -1, positions)
-        gradient = torch.bmm(delta[rows].reshape(len(patches), -1, positions), patches.mT)
-        yield "weight", rows, gradient.view(len(own), *shape)
-
-
-def _unfold(module: nn.Conv2d, x: Tensor, size: Sequence[int]) -> Tensor:
-    """Patches under the kernel, (n, c * kh * kw, positions); ``size`` is the output's."""
-    x, padding = _padded(module, x, size)
-    return F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
-
-
-def _padded(module: nn.Conv2d, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Any]:
-    """The input of a convolution and the padding still to be added; ``size`` is the output's."""
-    if type(module).__name__ != "Conv2dSame":
-        return x, module.padding
-    # timm's padding as in TensorFlow: as little as the output size needs, the odd pixel at the end
-    sides = zip(size, module.stride, module.kernel_size, module.dilation, x.shape[2:], strict=True)
-    needed = [max((o - 1) * s + (k - 1) * d + 1 - i, 0) for o, s, k, d, i in sides]
-    return F.pad(x, [needed[1] // 2, needed[1] - needed[1] // 2, needed[0] // 2, needed[0] - needed[0] // 2]), 0
-
-
-def _norm(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
-    if len(x) % n or x.shape != delta.shape:
-        return
-    own: Any = module
-    first = not isinstance(module, nn.LayerNorm)
-    if isinstance(module, nn.BatchNorm2d):
-        shape = (1, -1, 1, 1)
-        if own.running_mean is None or own.training:
-            return
-        normed = (x - own.running_mean.view(shape)) * (own.running_var.view(shape) + own.eps).rsqrt()
-    elif isinstance(module, nn.GroupNorm):
-        normed = F.group_norm(x, own.num_groups, None, None, own.eps)
-    else:
-        if x.ndim == 4 and type(module).__name__.startswith("LayerNorm2d"):
-            x, delta = x.permute(0, 2, 3, 1), delta.permute(0, 2, 3, 1)
-        if len(own.normalized_shape) != 1 or x.shape[-1] != own.normalized_shape[0]:
-            return
-        normed = F.layer_norm(x, own.normalized_shape, None, None, own.eps)
-    over = (lambda value: value.flatten(2).sum(dim=2)) if first else (lambda value: _by_image(value, n).sum(dim=1))
-    if "bias" in parts:
-        yield "bias", slice(0, n), over(delta)
-    if "weight" in parts:
-        yield "weight", slice(0, n), over(normed * delta)
-
-
-def _layer_scale(module: nn.Module, x: Tensor, delta: Tensor, n: int, chunk_bytes: int, parts: set[str]) -> Iterator[Chunk]:
-    if len(x) != n or x.shape != delta.shape:
-        return
-    product = x * delta
-    if type(module).__name__ == "LayerScale2d":
-        yield "gamma", slice(0, n), product.flatten(2).sum(dim=2)
-    else:
-        yield "gamma", slice(0, n), _by_image(product, n).sum(dim=1)
-
-
 def remaining(model: nn.Module, plan: Plan, images: Tensor, cotangent: Tensor, *, chunk_bytes: int) -> Iterator[Chunk]:
     """Gradients of the parameters without a formula, for every image; its own forward passes.
 
@@ -455,7 +341,7 @@ def remaining(model: nn.Module, plan: Plan, images: Tensor, cotangent: Tensor, *
         for row in range(len(images)):
             value = (model(images[row : row + 1]) * cotangent[row]).sum()
             for name, gradient in zip(plan.single, _grad(value, wanted), strict=True):
-                yield name, slice(row, row + 1), gradient[None]
+                yield name, slice(row, row + 1), gradient.clone(memory_format=torch.contiguous_format)[None]
 
 
 def _vectorised(model: nn.Module, names: Sequence[str], images: Tensor, cotangent: Tensor, rows: int) -> Iterator[Chunk]:
@@ -472,8 +358,8 @@ def _vectorised(model: nn.Module, names: Sequence[str], images: Tensor, cotangen
     gradients = torch.func.vmap(torch.func.grad(output), in_dims=(None, 0, 0))
     for start in range(0, len(images), rows):
         part = slice(start, min(start + rows, len(images)))
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
             found = gradients(values, images[part], cotangent[part])
         for name in names:
-            yield name, part, found[name]
+            yield name, part, found[name].clone(memory_format=torch.contiguous_format)

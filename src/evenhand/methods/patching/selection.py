@@ -370,7 +370,7 @@ def percentile(parts: Callable[[], Iterator[Tensor]], n: int, q: float) -> float
         within = int(torch.searchsorted(lower[own].cumsum(0), rank - int(before[own]), right=True))
         found.append(float(torch.tensor((own << 16) | within, dtype=torch.int32).view(torch.float32)))
     share = position - ranks[0]
-    return found[0] + (found[1] - found[0]) * share
+    return found[0] + (found[1] - found[0]) * share if share > 0 and found[0] < found[1] else found[0]
 
 
 def _units(model: nn.Module, names: Sequence[str], scale: str) -> dict[str, list[str]]:
