@@ -18,7 +18,9 @@ from evenhand.config import compose
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
 from evenhand.errors import CheckpointError, ConfigError, InputError, MethodError
+from evenhand.models.parameters import state_fingerprint
 from evenhand.patches import apply_patch, load_patch, network_state, patch_file, revert_patch
+from evenhand.runs.export import export
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.patch import make_patch_run, patch_lines
 from evenhand.runs.patch_start import external_rows, open_delivered, start_of
@@ -163,6 +165,18 @@ def test_a_lightning_checkpoint_of_the_published_training(config, lightning, pat
     assert torch.equal(held["net.enet.patch_embed.proj.weight"], after["patch_embed.proj.weight"])
 
 
+def test_a_comparison_that_the_rows_do_not_allow_is_told_of(config, monkeypatch):
+    def refused(task, model, options):
+        raise MethodError(f"{options.kind} needs more rows")
+
+    monkeypatch.setattr(patch_runs, "make_comparison", refused)
+    run = make_patch_run(config("comparisons=fairprune", "method.impair_epochs=0"))
+    assert run.done
+    assert "comparison fairprune could not be made: fairprune needs more rows" in run.info["notes"]
+    compared = json.loads((run.root / "compare" / "report.json").read_text())
+    assert [one["name"] for one in compared["runs"]] == ["delivered", "patched"]
+
+
 @pytest.mark.slow
 def test_several_seeds_split_the_external_set_anew_and_keep_the_test_rows(config):
     run = make_patch_run(config("seeds=0,1", "method.impair_epochs=0"))
@@ -199,6 +213,8 @@ def test_a_probe_is_joined_to_one_network_with_the_same_scores(config, prepared,
         scores = found.model(images.batch(slice(0, 8))).sigmoid().numpy()
     np.testing.assert_allclose(scores, load_predictor(probe).predictor.predict(images)[0][:8], atol=1e-5)
     assert "joined to one network" in found.notes[0]
+    exported = export(compose("export", [f"model={probe.root}", f"out={tmp_path / 'exported'}"]))
+    assert found.hash == state_fingerprint(load_file(exported / "model.safetensors"))
 
 
 def _cut(external: Path, out: Path, keep) -> Path:
@@ -254,6 +270,22 @@ def test_a_patch_needs_a_classifier_with_its_head(config, external, lightning, t
     torch.save(bare, tmp_path / "encoder.pth")
     with pytest.raises(CheckpointError, match=r"no head of known name .*looked for: head, head\.layer.*model\.head=…"):
         make_patch_run(config("model.name=test_vit", "model.input_size=[32,32]", model=tmp_path / "encoder.pth"))
+
+
+def test_weights_that_are_not_finite_are_refused(config, lightning, tmp_path):
+    content = torch.load(lightning, weights_only=False)
+    content["state_dict"]["net.enet.norm.weight"][0] = float("nan")
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "nan.ckpt")
+    chosen = config("model.name=test_vit", "model.input_size=[32,32]", model=tmp_path / "nan.ckpt")
+    with pytest.raises(InputError, match="entries that are NaN or infinite"):
+        make_patch_run(chosen)
+    assert not Path(chosen.out).exists()
+
+
+def test_the_patch_belongs_to_the_network_in_the_file(config, delivered):
+    rows, _ = external_rows(config(), 0, delivered)
+    found = open_delivered(config(), rows, delivered)
+    assert found.hash == state_fingerprint(network_state(load_file(delivered.root / "model.safetensors")))
 
 
 def test_batch_norms_cannot_learn_from_one_image(config, external, tmp_path):

@@ -262,12 +262,18 @@ class _Making:
         return as_delivered(dict(outcome.after), dtypes)
 
     def _compare_with(self, kind: str) -> None:
-        """One comparison, unless it was made before a kill."""
+        """One comparison, unless it was made before a kill; one that these rows do not allow is told of, and ends nothing."""
         folder = self.run.root / "comparisons" / kind
         if (folder / "comparison.json").exists():
             return
         log.info("comparison: %s", kind)
-        outcome = self._made(comparison_config(self.config.method, kind), f"comparisons/{kind}")
+        try:
+            outcome = self._made(comparison_config(self.config.method, kind), f"comparisons/{kind}")
+        except InputError as error:
+            log.warning("comparison %s: %s", kind, error.summary)
+            self.notes = (*self.notes, f"comparison {kind} could not be made: {error.summary}")
+            write_json(folder / "comparison.json", {"kind": kind, "failed": error.summary})
+            return
         self._judge(self._predictor(outcome.model), folder, kind)
         write_json(folder / "comparison.json", {"kind": kind, "cost": outcome.cost.record(), "notes": list(outcome.notes)})
 
@@ -288,9 +294,8 @@ class _Making:
 
 def _results(run: RunFolder) -> pd.DataFrame:
     """results.csv of the patch and of all that is beside it."""
-    folders: Mapping[str, Path] = {
-        DELIVERED: run.root / DELIVERED, "patched": run.root, **{path.name: path for path in sorted((run.root / "comparisons").glob("*"))}
-    }
+    made = {path.parent.name: path.parent for path in sorted((run.root / "comparisons").glob("*/results.csv"))}
+    folders: Mapping[str, Path] = {DELIVERED: run.root / DELIVERED, "patched": run.root, **made}
     tables = []
     for name, folder in folders.items():
         table = pd.read_csv(folder / "results.csv")

@@ -68,7 +68,8 @@ def compare_seeds(out: Path, runs: Sequence[RunFolder], config: PatchMakeConfig)
         runs: the run of each seed.
         config: the options.
     """
-    names = [DELIVERED, PATCHED, *config.comparisons]
+    made = [kind for kind in config.comparisons if all((_folder(run, kind) / "audit.json").exists() for run in runs)]
+    names = [DELIVERED, PATCHED, *made]
     folders = {name: [_folder(run, name) for run in runs] for name in names}
     data = PreparedData.open(config.data.path)
     info = runs[0].info
@@ -98,7 +99,8 @@ def write_page(run: RunFolder, record: Mapping[str, Any]) -> None:
     costs = {}
     for kind in record["comparisons"]:
         said = json.loads((run.root / "comparisons" / kind / "comparison.json").read_text(encoding="utf-8"))
-        costs[kind] = {**said, "means": COMPARISONS[kind]}
+        if "failed" not in said:
+            costs[kind] = {**said, "means": COMPARISONS[kind]}
     write_made_page({**record, "beside": costs}, compared, run.root / "patch.html")
 
 

@@ -23,11 +23,12 @@ from evenhand.edits.artifact import StoredEdit, check_grid
 from evenhand.errors import ConfigError, InputError, MethodError
 from evenhand.methods.cells import groups_of
 from evenhand.methods.fitting import label_columns
+from evenhand.methods.patching.setting import check_finite
 from evenhand.methods.predictors import HeadPredictor, ModelPredictor
 from evenhand.models import ImageClassifier, find_weights
 from evenhand.models.finished import load_finished, refuse_probabilities
 from evenhand.models.networks import forked
-from evenhand.models.parameters import head_prefixes, state_fingerprint
+from evenhand.models.parameters import state_fingerprint
 from evenhand.patches.artifact import network_state
 from evenhand.runs.export import put_head
 from evenhand.runs.folder import RunFolder
@@ -188,11 +189,12 @@ def open_delivered(config: PatchMakeConfig, rows: Rows, start: RunFolder | None)
     """The classifier with its head, from a run or a checkpoint.
 
     Raises:
-        InputError: the run decides by group, its network does not suit, or the classifier gives probabilities already.
+        InputError: the run decides by group, weights are NaN or infinite, or the classifier gives probabilities already.
         CheckpointError: the checkpoint has no head of known name, or does not fit its architecture.
         ConfigError: batches of one image with batch norms that learn.
     """
     found = _from_checkpoint(config, rows) if start is None else _from_run(start)
+    check_finite(found.model)
     refuse_probabilities(found.model)
     norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in found.model.modules())
     if norms and config.data.batch_size == 1 and not config.method.hold_norms:
@@ -220,7 +222,10 @@ def _from_run(start: RunFolder) -> Delivered:
         model = predictor.model
     elif isinstance(predictor, HeadPredictor):
         model = _joined(loaded, predictor)
-        notes = (f"{start.root.name} is a head on a frozen encoder; both were joined to one network, which is what the patch belongs to",)
+        notes = (
+            f"{start.root.name} is a head on a frozen encoder; both were joined to one network, which is what the patch belongs to "
+            "(evenhand export writes it)",
+        )
     else:
         raise InputError(
             f"the run {start.root} decides with thresholds per group, which are no part of a network; patch the run of linear_probe or "
@@ -236,7 +241,6 @@ def _joined(loaded: Loaded, predictor: HeadPredictor) -> ImageClassifier:
     network: Any = model.network
     with forked(loaded.config.seed, "head"):
         network.reset_classifier(len(predictor.bias))
-    head_prefixes(network)
     put_head(model, torch.as_tensor(predictor.weight), torch.as_tensor(predictor.bias))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
