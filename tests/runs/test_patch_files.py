@@ -18,7 +18,7 @@ from timm import create_model
 
 from evenhand.config import compose
 from evenhand.data.datasets import PreparedData
-from evenhand.errors import CheckpointError, ConfigError, DiskFullError, InputError
+from evenhand.errors import CheckpointError, ConfigError, DiskFullError, InputError, RunError
 from evenhand.models.parameters import model_fingerprint
 from evenhand.patches import Patch, make_patch, save_patch
 from evenhand.runs import patched_run
@@ -263,6 +263,14 @@ def test_a_full_disk_leaves_nothing_half_written(scene: Scene, tmp_path: Path, m
 
     monkeypatch.setattr(patched_run, "save_patch", full)
     with pytest.raises(DiskFullError):
+        apply(scene.file, scene.run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+    def cut_short(*_: object, **__: object) -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", cut_short)
+    with pytest.raises(RunError, match="No space left on device"):
         apply(scene.file, scene.run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     assert contents(scene.run) == scene.before

@@ -27,7 +27,7 @@ from evenhand.patches.files import file_state
 from evenhand.patches.storage import patch_file_of
 from evenhand.report.patch_page import patch_words, percent, size_words, write_patch_page
 from evenhand.runs.folder import package_versions, write_json
-from evenhand.runs.patched_run import apply_to_run, check_run, revert_run
+from evenhand.runs.patched_run import apply_to_run, check_run, copy_folder, revert_run
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _turn_checkpoint(model: str, patch: Patch, out: Path, *, revert: bool) -> Pa
         patch_file(source, target, patch, revert=revert)
         return target
     with _whole_folder(out) as scratch:
-        shutil.copytree(folder, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(source.name))
+        copy_folder(folder, scratch, shutil.ignore_patterns(source.name))
         patch_file(source, scratch / source.relative_to(folder), patch, revert=revert)
         if (scratch / EXPORTED).is_file():
             _tell_exported(scratch / EXPORTED, patch, revert)

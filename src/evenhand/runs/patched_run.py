@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evenhand.config import config_yaml
-from evenhand.errors import InputError
+from evenhand.errors import InputError, RunError
 from evenhand.evaluation.evaluate import evaluate
 from evenhand.files import write_text
 from evenhand.patches import FILE, Patch, patch_file, save_patch
@@ -68,7 +68,7 @@ def apply_to_run(run: RunFolder, patch: Patch, scratch: Path, out: Path, *, data
     """
     patch_file(run.root / MODEL, scratch / MODEL, patch)
     rows, why_not = _own_rows(run, data) if audit else (None, "audit=false")
-    shutil.copytree(run.root, scratch / DELIVERED, ignore=_left_out(run.root))
+    copy_folder(run.root, scratch / DELIVERED, _left_out(run.root))
     for name in KEPT:
         if (run.root / name).exists():
             shutil.copyfile(run.root / name, scratch / name)
@@ -115,7 +115,20 @@ def revert_run(run: RunFolder, patch: Patch, scratch: Path, out: Path) -> None:
     about.update(method=DELIVERED, config=config, config_id=identity(config), reverted=utc_now())
     write_json(scratch / "run.json", about)
     if (run.root / DELIVERED).is_dir():
-        shutil.copytree(run.root / DELIVERED, scratch, dirs_exist_ok=True)
+        copy_folder(run.root / DELIVERED, scratch)
+
+
+def copy_folder(source: Path, target: Path, ignore: Any = None) -> None:
+    """Copy a folder with all it holds into another, which may be there already.
+
+    Raises:
+        RunError: a file could not be copied (no space, no rights).
+    """
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignore)
+    except shutil.Error as error:
+        first = str(error.args[0][0][2]).splitlines()[0]
+        raise RunError(f"{source} could not be copied ({first}); free some space or choose another out=, and run it again") from error
 
 
 def _left_out(root: Path) -> Any:
