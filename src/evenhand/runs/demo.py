@@ -46,7 +46,7 @@ EDIT = DNEConfig(
     family=["spectral"], attributes=["group"], epochs=4, batch_size=96, refit_every=10, reference_images=512, controls=False
 )
 """A small edit that is trained in seconds: a filter of a few numbers, a few passes over the images, no noise control."""
-PATCH = BMFTConfig(attributes=["group"], impair_epochs=3, impair_lr=1e-3)
+PATCH = BMFTConfig(attributes=["group"], impair_epochs=3)
 """A patch that is made in seconds: three passes of step one."""
 TUNING = TrainerConfig(max_epochs=1, lr=5e-4, accelerator="cpu", progress=False)
 """How trials, finalists and the network that is kept are trained; the rate is that of the comparison, masks have their own."""
