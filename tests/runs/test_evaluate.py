@@ -141,6 +141,17 @@ def test_refusals_come_before_any_work(made, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_a_run_without_predictions_of_its_own_is_scored_on_its_data_set(made, tmp_path):
+    shutil.copytree(made["probe"].root, tmp_path / "bare")
+    (tmp_path / "bare" / "predictions.parquet").unlink()
+    words = [f"model={tmp_path / 'bare'}", f"sets.plain={made['folder'] / 'plain'}", f"out={tmp_path / 'e'}", *FAST]
+    document = json.loads((evaluate(compose("evaluate", words)) / "transfer.json").read_text())
+    stored = json.loads((made["probe"].root / "audit.json").read_text())["labels"]["label"]
+    found = document["labels"]["label"]["bare"]["own_test"]
+    assert found["overall"]["auc"]["value"] == pytest.approx(stored["overall"]["auc"]["value"], abs=1e-6)
+    assert list(found["attributes"]) == list(stored["attributes"])
+
+
 def test_a_data_set_that_is_gone_is_asked_for(made, tmp_path):
     shutil.copytree(made["probe"].root, tmp_path / "moved")
     info = json.loads((tmp_path / "moved" / "run.json").read_text())

@@ -140,6 +140,9 @@ def _at_home(run: RunFolder, first: RunFolder, config: EvaluateConfig) -> _Score
 
 def _stored(run: RunFolder, first: RunFolder, attributes: Sequence[str]) -> pd.DataFrame | None:
     """The run's own test rows, where they are the first run's with the same groups; else None."""
+    if not all((one.root / "predictions.parquet").is_file() for one in (run, first)):
+        # a patched run whose own data set was not at hand
+        return None
     table, reference = (pd.read_parquet(one.root / "predictions.parquet") for one in (run, first))
     table, reference = table[table["split"] == "test"], reference[reference["split"] == "test"]
     same = run.info["data_hash"] == first.info["data_hash"] and sorted(table["image"]) == sorted(reference["image"])
@@ -166,7 +169,7 @@ def _elsewhere(run: RunFolder, data: PreparedData, config: EvaluateConfig, own: 
     rows = _rows_of(data, run, load_config(run), config.split)
     notes = []
     chosen = rows.data.table.iloc[np.flatnonzero(rows.split == "test")]
-    if data.fingerprint == run.info["data_hash"]:
+    if data.fingerprint == run.info["data_hash"] and (run.root / "predictions.parquet").is_file():
         tested = pd.read_parquet(run.root / "predictions.parquet")
         seen = ~chosen[data.spec.image].astype(str).isin(set(tested.loc[tested["split"] == "test", "image"].astype(str)))
         notes.append(
