@@ -175,6 +175,8 @@ def test_a_run_whose_data_are_elsewhere_still_decides(scene: Scene, has_threshol
     own = json.loads((scene.run / "audit.json").read_text())["labels"]["label"]["threshold"]["value"]
     assert list(scored["y_pred"]) == list((scored["y_score"] >= (THRESHOLD if has_thresholds else own)).astype(int))
     if has_thresholds:
+        with pytest.raises(InputError, match="home="):
+            evaluate(compose("evaluate", [f"model={tmp_path / 'patched'}", f"sets.here={prepared}", *QUICK, f"out={tmp_path / 'judged'}"]))
         apply(tmp_path / "patch.safetensors", run, tmp_path / "found", f"data={prepared}")
         assert contents(tmp_path / "found")["predictions.parquet"] == contents(scene.patched)["predictions.parquet"]
 
