@@ -91,14 +91,26 @@ def run_seed(shared: Path, out: Path, seed: int, words: list[str]) -> list[dict[
     return records
 
 
+def known(values: list[float | None]) -> str:
+    """Mean and interval over the seeds where the figure could be estimated; how many these are, where not all."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "not estimable"
+    return interval(numbers) + (f" ({len(numbers)} seeds)" if len(numbers) < len(values) else "")
+
+
 def show(records: list[dict[str, Any]]) -> None:
     """The table: a row a finding."""
     print("\n| finding | seeds | " + " | ".join(FIGURES) + " | change of AUC | change of equalized odds |")
     print("|---" * (len(FIGURES) + 4) + "|")
     for label in (LEARNT, *OTHERS):
         own = [record for record in records if record["finding"] == label]
-        cells = [interval([record[key] for record in own]) for key in FIGURES]
-        cells += [interval([record[f"{key} edit"] - record[f"{key} none"] for record in own]) for key in ("auc", "odds")]
+        if not own:
+            continue
+        cells = [known([record[key] for record in own]) for key in FIGURES]
+        for key in ("auc", "odds"):
+            pairs = [(record[f"{key} edit"], record[f"{key} none"]) for record in own]
+            cells.append(known([None if None in pair else pair[0] - pair[1] for pair in pairs]))
         print(f"| {label} | {len(own)} | " + " | ".join(cells) + " |")
 
 
