@@ -20,12 +20,14 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from edit_synthetic import interval
+from search_setups import Units
 
 import evenhand as eh
 from evenhand.config.patch_methods import COMPARISONS
@@ -90,22 +92,7 @@ class Study:
 
     def __init__(self, out: Path, external: str, words: list[str]) -> None:
         self.out, self.external, self.words = out, external, words
-        self.file = out / "figures.jsonl"
-        out.mkdir(parents=True, exist_ok=True)
-        self.done = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
-
-    def has(self, **key: Any) -> bool:
-        """Whether a line with these values is there."""
-        return any(all(line.get(name) == value for name, value in key.items()) for line in self.done)
-
-    def add(self, **line: Any) -> None:
-        """Keep a line."""
-        self.done.append(line)
-        with self.file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        shown = {name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()}
-        sys.stdout.write(json.dumps(shown) + "\n")
-        sys.stdout.flush()
+        self.units = Units(out / "figures.jsonl")
 
     def train(self, seed: int) -> Path:
         """The classifier to be patched."""
@@ -118,7 +105,7 @@ class Study:
     def unit(self, seed: int, size: int, method: str, classifier: Path) -> None:
         """One patch with its comparisons (with the first method only: they are the same for both)."""
         name = f"{self.external} {size}"
-        if self.has(seed=seed, external=name, condition=method):
+        if self.units.has(seed=seed, external=name, condition=method):
             return
         shortcut = self.external == "same"
         parts = (size, 0, TEST)
@@ -140,9 +127,13 @@ class Study:
         lines[method] |= self.inside(run, inside, "inside")
         if first:
             lines["as delivered"] |= self.inside(classifier, inside, "inside", threshold_of(run / "delivered"))
+        lines[method] = lines.pop(method)  # last: it says that the unit is whole
         for condition, found in lines.items():
+            if self.units.has(seed=seed, external=name, condition=condition):
+                continue
             cost = costs.get(condition)
-            self.add(seed=seed, external=name, condition=condition, **found, cost=cost, seconds=seconds if condition == method else None)
+            took = seconds if condition == method else None
+            self.units.add({"seed": seed, "external": name, "condition": condition, **found, "cost": cost, "seconds": took})
 
     def inside(self, run: Path, data: Path, name: str, threshold: float | None = None) -> dict[str, float]:
         """Figures of a run on the rows that are like those of training."""
@@ -154,7 +145,7 @@ class Study:
         return {f"inside {key}": value for key, value in found.items() if key in ("auc", "odds")}
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: one table an external set, means and intervals over seeds, changes paired with the classifier as delivered."""
     out = []
     for external in dict.fromkeys(line["external"] for line in lines):
@@ -195,7 +186,7 @@ def main() -> int:
             for size in map(int, options.sizes.split(",")):
                 for method in METHODS:
                     study.unit(seed, size, method, classifier)
-    sys.stdout.write(table(study.done) + "\n")
+    study.units.show("patches", table)
     return 0
 
 

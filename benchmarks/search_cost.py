@@ -292,10 +292,7 @@ def main() -> int:
             about = {"setup": options.setup, "seed": seed, "variant": variant, "trials": options.trials, "max_epochs": options.epochs}
             units.add({**about, **found})
             say(f"{options.setup}, seed {seed}: {variant}: {found['wall']:.0f} s, best {found['best']:.4f}")
-    done = units.read()
-    say(f"{options.setup}: {len(done)} units are done")
-    if done:
-        say(table(done))
+    units.show(options.setup, table)
     return 0
 
 

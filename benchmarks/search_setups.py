@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,13 @@ class Units:
             file.write((b"\n" if cut else b"") + json.dumps(unit).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def show(self, setup: str, table: Callable[[Sequence[dict[str, Any]]], str]) -> None:
+        """Say how many are done, and their table."""
+        done = self.read()
+        say(f"{setup}: {len(done)} units are done")
+        if done:
+            say(table(done))
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -204,10 +204,7 @@ def main() -> int:
         unit = run_unit(setup, study, seed, root)
         units.add(unit)
         say(f"{options.setup}, {attribute}, seed {seed}: done in {unit['seconds'] / 60:.0f} min")
-    done = units.read()
-    say(f"{options.setup}: {len(done)} units are done")
-    if done:
-        say(table(done))
+    units.show(options.setup, table)
     return 0
 
 

@@ -7,7 +7,6 @@ centred bootstrap changes, so that 0 lies inside exactly when p >= 1 - confidenc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from evenhand.config.schema import AuditConfig
 from evenhand.errors import InputError
 from evenhand.evaluation.cells import Measured, average, measure
 from evenhand.evaluation.cohort import Cohort, make_cohort
+from evenhand.evaluation.document import Document
 from evenhand.evaluation.selection import check_names, check_reference, chosen_metrics, underdiagnosis_metric
 from evenhand.evaluation.significance import bootstrap_null, members_of, replicate_variances
 from evenhand.evaluation.verdicts import (
@@ -40,18 +40,8 @@ SCHEMA = "evenhand.compare/1"
 
 
 @dataclass(frozen=True)
-class CompareResult:
+class CompareResult(Document):
     """A comparison; ``data`` is the JSON document (schema ``evenhand.compare/1``)."""
-
-    data: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The comparison as a dict."""
-        return self.data
-
-    def dumps(self) -> str:
-        """The comparison's JSON text."""
-        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_table(self) -> pd.DataFrame:
         """One row a number: label, attribute, group, run, kind (value, gap, change, gap_change), metric and the numbers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from evenhand.evaluation.case_columns import check_columns
 from evenhand.evaluation.cells import Measured, average, measure, row_json
 from evenhand.evaluation.cohort import Cohort, Question, make_cohort
 from evenhand.evaluation.details import add_details
+from evenhand.evaluation.document import Document
 from evenhand.evaluation.interop import gap_table, group_table
 from evenhand.evaluation.long_table import long_table
 from evenhand.evaluation.provenance import provenance
@@ -53,7 +53,7 @@ MACRO = "macro"
 
 
 @dataclass(frozen=True)
-class AuditResult:
+class AuditResult(Document):
     """An audit.
 
     Attributes:
@@ -61,12 +61,7 @@ class AuditResult:
         predictions: the table it was made from, all rows.
     """
 
-    data: dict[str, Any]
     predictions: pd.DataFrame
-
-    def to_json(self) -> dict[str, Any]:
-        """The audit in the schema ``evenhand.audit/1``."""
-        return self.data
 
     def to_table(self) -> pd.DataFrame:
         """One row an estimate: label, attribute, group (empty: overall), metric, kind (value or gap) and the numbers."""
@@ -84,10 +79,6 @@ class AuditResult:
     def verdicts(self) -> list[dict[str, Any]]:
         """What the numbers say, in plain words; see CONTRACTS."""
         return list(self.data["verdicts"])
-
-    def dumps(self) -> str:
-        """audit.json's text."""
-        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def evaluate(

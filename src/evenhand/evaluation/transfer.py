@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import pandas as pd
 
 import evenhand
 from evenhand.errors import InputError
+from evenhand.evaluation.document import Document
 from evenhand.metrics.gaps import RATIOS
 from evenhand.metrics.intervals import mover
 from evenhand.metrics.rates import LOWER_IS_BETTER, NEITHER_IS_BETTER
@@ -56,18 +56,8 @@ class JudgedSet:
 
 
 @dataclass(frozen=True)
-class TransferResult:
+class TransferResult(Document):
     """Results in and out of distribution; ``data`` is the JSON document (schema ``evenhand.transfer/1``)."""
-
-    data: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The results as a dict."""
-        return self.data
-
-    def dumps(self) -> str:
-        """The results' JSON text."""
-        return json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_table(self) -> pd.DataFrame:
         """One row a number: run, set, label, attribute, group, kind (value or gap), metric, the number and its drop."""
