@@ -118,9 +118,10 @@ class Study:
         words += [f"comparisons=[{','.join(KINDS)}]"] if first else []
         eh.make_patch_run(eh.compose("patch make", [f"model={classifier}", f"data={data}", *words, *QUIET, f"out={run}"]))
         seconds = time.perf_counter() - start
-        folders = {method: run} | ({"as delivered": run / "delivered"} | {k: run / "comparisons" / k for k in KINDS} if first else {})
-        costs = {method: json.loads((run / "patch.json").read_text())["cost"]}
-        costs |= {k: json.loads((run / "comparisons" / k / "comparison.json").read_text())["cost"] for k in KINDS} if first else {}
+        said = {k: json.loads((run / "comparisons" / k / "comparison.json").read_text()) for k in KINDS} if first else {}
+        made = {k: about["cost"] for k, about in said.items() if "cost" in about}  # the rows may be too few for one
+        folders = {method: run} | ({"as delivered": run / "delivered"} if first else {}) | {k: run / "comparisons" / k for k in made}
+        costs = {method: json.loads((run / "patch.json").read_text())["cost"], **made}
         lines = {}
         for condition, folder in folders.items():
             lines[condition] = figures(read(folder, threshold_of(folder)))
