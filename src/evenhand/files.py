@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -147,3 +148,49 @@ def _acquire(path: Path, waiting: Callable[[], None]) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def find_file(path: str | Path, name: str, option: str, *, folder: str, file: str) -> Path:
+    """The file that an option names: the path itself, or the file of that name in the folder.
+
+    Args:
+        path: what the option says.
+        name: the file's name in a folder.
+        option: the option, for errors.
+        folder: what to give instead of a folder without it.
+        file: what to give instead of what does not exist.
+
+    Raises:
+        InputError: neither; a folder of several seeds is told apart.
+    """
+    place = Path(path)
+    if place.is_dir():
+        if (place / name).is_file():
+            return place / name
+        seeds = sorted(item.parent.name for item in place.glob(f"seed=*/{name}"))
+        hint = f"it has one a seed: name one, as {option}={place / seeds[0]}" if seeds else f"give {folder}"
+        raise InputError(f"{option}={place} is a folder without {name}; {hint}")
+    if not place.is_file():
+        raise InputError(f"{option}={place} does not exist; give {file}")
+    return place
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes ``out`` at the end of the block, or is gone after an error.
+
+    Raises:
+        InputError: ``out`` is a file, or not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out={out} is not empty; give an empty or a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield scratch
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+        out.chmod(0o755)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from evenhand import __version__
 from evenhand.errors import CheckpointError, InputError
-from evenhand.files import write_atomic
+from evenhand.files import find_file, write_atomic
 from evenhand.patches.artifact import Patch, TensorSpec
 from evenhand.patches.bits import Entry, bits_of, restored, stored
 
@@ -116,16 +116,9 @@ def patch_file_of(path: str | Path) -> Path:
     Raises:
         InputError: neither.
     """
-    path = Path(path)
-    if path.is_dir():
-        if (path / FILE).is_file():
-            return path / FILE
-        seeds = sorted(item.parent.name for item in path.glob(f"seed=*/{FILE}"))
-        hint = f"it has one a seed: name one, as patch={path / seeds[0]}" if seeds else "give a patched run folder, or the file"
-        raise InputError(f"patch={path} is a folder without {FILE}; {hint}")
-    if not path.is_file():
-        raise InputError(f"patch={path} does not exist; give a {FILE}, or a run folder that holds one")
-    return path
+    return find_file(
+        path, FILE, "patch", folder="a patched run folder, or the file", file=f"a {FILE}, or a run folder that holds one"
+    )
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

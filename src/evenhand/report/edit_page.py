@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evenhand.files import write_text
 from evenhand.report import words
-from evenhand.report.html import render
+from evenhand.report.html import write_sections
 from evenhand.report.leakage_table import EXPLAINED, leakage_table, pixel_table, within_table
 from evenhand.report.page import Part, Picture, Section
 from evenhand.report.tables import Cell, Row, Table
@@ -139,16 +138,10 @@ def _figures(pictures: Sequence[Picture], otherwise: str) -> Part:
 def _write(
     path: Path, title: str, heading: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], record: Json, lead: str
 ) -> Path:
-    page = {
-        "title": title,
-        "eyebrow": "Image edit",
-        "lead": str((record.get("data") or {}).get("name") or ""),
-        "contents": [("facts", heading), *((section.id, section.title) for section in sections)],
-        "version": str((record.get("versions") or {}).get("evenhand", "")),
-        "source": "a stored edit",
-    }
-    write_text(path, render("edit.html.j2", page=page, heading=heading, lead=lead, facts=list(facts), sections=list(sections)))
-    return path
+    return write_sections(
+        path, title=title, eyebrow="Image edit", about=str((record.get("data") or {}).get("name") or ""), heading=heading, lead=lead,
+        facts=facts, sections=sections, version=(record.get("versions") or {}).get("evenhand"), source="a stored edit",
+    )
 
 
 def leakage_sections(found: Json) -> list[Section]:

@@ -6,7 +6,7 @@ no patient ids and no images. Equal input gives equal bytes: no clock is read, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from evenhand.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from evenhand.report.page import Section
 
 AUDIT_SCHEMA = "evenhand.audit/1"
 COMPARE_SCHEMA = "evenhand.compare/1"
@@ -115,6 +117,25 @@ def render(template: str, **values: Any) -> str:
     )
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values).strip() + "\n"
+
+
+def write_sections(
+    path: Path, *, title: str, eyebrow: str, about: str, heading: str, lead: str, facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section], version: Any, source: str,
+) -> Path:
+    """Write a page of facts and sections, what all but audits and comparisons are.
+
+    Args:
+        path: the HTML file.
+        title, eyebrow, about: its head: what it is, the kind above it, what it is about below it.
+        heading, lead, facts: the first section: its title, its words, (name, value) rows.
+        sections: the others.
+        version: of the package that made the numbers.
+        source: what they were made from, for the foot.
+    """
+    contents = [("facts", heading), *((section.id, section.title) for section in sections)]
+    page = {"title": title, "eyebrow": eyebrow, "lead": about, "contents": contents, "version": str(version or ""), "source": source}
+    return _write(render("edit.html.j2", page=page, heading=heading, lead=lead, facts=list(facts), sections=list(sections)), path)
 
 
 def _check(document: Mapping[str, Any], schema: str) -> None:

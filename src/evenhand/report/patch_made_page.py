@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evenhand.files import write_text
 from evenhand.report import words
-from evenhand.report.html import render
+from evenhand.report.html import write_sections
 from evenhand.report.page import Part, Section
 from evenhand.report.patch_page import patch_sections, percent, size_words
 from evenhand.report.tables import Cell, Row, Table, estimate_cell
@@ -82,17 +81,11 @@ def write_made_page(record: Json, compared: Json, path: Path) -> Path:
         Section("cost", "What it took", (Part(table=cost_table(record), text=PASSES),)),
         Section("notes", "Notes", (Part(points=tuple(map(str, record["notes"]))),)),
     ]
-    page = {
-        "title": "A patch for a finished classifier",
-        "eyebrow": "Patch",
-        "lead": str(record["data"].get("name") or ""),
-        "contents": [("facts", "The patch"), *((section.id, section.title) for section in sections)],
-        "version": str((record.get("versions") or {}).get("evenhand", "")),
-        "source": "a patch",
-    }
-    text = render("edit.html.j2", page=page, heading="The patch", lead=LEAD, facts=made_facts(record), sections=sections)
-    write_text(path, text)
-    return path
+    return write_sections(
+        path, title="A patch for a finished classifier", eyebrow="Patch", about=str(record["data"].get("name") or ""),
+        heading="The patch", lead=LEAD, facts=made_facts(record), sections=sections,
+        version=(record.get("versions") or {}).get("evenhand"), source="a patch",
+    )
 
 
 PASSES = "A pass is one forward pass over the external set; a backward pass counts as two. An epoch of ordinary training is three."

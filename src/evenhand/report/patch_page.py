@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evenhand.files import write_text
 from evenhand.report import words
 from evenhand.report.drawing import MUTED, PALE, Axes, Drawing, ticks
 from evenhand.report.figures import COLOURS, label_width, short
-from evenhand.report.html import render
+from evenhand.report.html import write_sections
 from evenhand.report.page import Part, Picture, Section, picture
 from evenhand.report.tables import Cell, Row, Table
 
@@ -160,13 +159,8 @@ def write_patch_page(record: Json, path: Path, more: Sequence[Section] = ()) -> 
         more: further sections.
     """
     sections = [*patch_sections(record), *more]
-    page = {
-        "title": "What a patch changes",
-        "eyebrow": "Patch",
-        "lead": _plain((record.get("history") or {}).get("method")),
-        "contents": [("facts", "The patch"), *((section.id, section.title) for section in sections)],
-        "version": str((record.get("versions") or {}).get("evenhand", "")),
-        "source": "a patch file",
-    }
-    write_text(path, render("edit.html.j2", page=page, heading="The patch", lead=LEAD, facts=patch_words(record), sections=sections))
-    return path
+    return write_sections(
+        path, title="What a patch changes", eyebrow="Patch", about=_plain((record.get("history") or {}).get("method")),
+        heading="The patch", lead=LEAD, facts=patch_words(record), sections=sections,
+        version=(record.get("versions") or {}).get("evenhand"), source="a patch file",
+    )

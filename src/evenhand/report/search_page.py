@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evenhand.files import write_text
 from evenhand.report import words
-from evenhand.report.html import render
+from evenhand.report.html import write_sections
 from evenhand.report.page import Part, Section
 from evenhand.report.search_pictures import chosen_picture, difference_picture, front_picture, history_picture, mask_pictures
 from evenhand.report.tables import Cell, Row, Table
@@ -44,17 +43,11 @@ def write_search_page(record: Json, path: Path) -> Path:
     ]
     if record.get("notes"):
         sections.append(Section("notes", "Notes", (Part(points=tuple(map(str, record["notes"]))),)))
-    page = {
-        "title": "Which parts of a network to fine-tune",
-        "eyebrow": "Search",
-        "lead": str(record["data"].get("name") or ""),
-        "contents": [("facts", "The search"), *((section.id, section.title) for section in sections)],
-        "version": str((record.get("versions") or {}).get("evenhand", "")),
-        "source": "a search",
-    }
-    text = render("edit.html.j2", page=page, heading="The search", lead=LEAD, facts=search_facts(record), sections=sections)
-    write_text(path, text)
-    return path
+    return write_sections(
+        path, title="Which parts of a network to fine-tune", eyebrow="Search", about=str(record["data"].get("name") or ""),
+        heading="The search", lead=LEAD, facts=search_facts(record), sections=sections,
+        version=(record.get("versions") or {}).get("evenhand"), source="a search",
+    )
 
 
 def search_facts(record: Json) -> list[tuple[str, str]]:

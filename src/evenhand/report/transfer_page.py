@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from evenhand.errors import InputError
-from evenhand.files import write_text
 from evenhand.report import words
 from evenhand.report.changes import change_cell
 from evenhand.report.figures import Point, forest
-from evenhand.report.html import render
+from evenhand.report.html import write_sections
 from evenhand.report.page import Part, Picture, Section, picture
 from evenhand.report.tables import Cell, Row, Table, count_cell, estimate_cell
 
@@ -52,17 +51,12 @@ def write_transfer_page(result: Json, path: Path) -> Path:
     if result.get("changes"):
         sections.append(Section("changes", "Runs side by side", tuple(_change_parts(result))))
     sections.append(Section("made", "How every number was made", (Part(text=LEAD), Part(text=WHY))))
-    page = {
-        "title": "Results in and out of distribution",
-        "eyebrow": "Evaluation",
-        "lead": f"{words.listing(result['runs'], 6)} on {words.listing([_titled(name, result) for name in result['sets']], 6)}",
-        "contents": [("facts", "What was judged"), *((section.id, section.title) for section in sections)],
-        "version": str(result.get("provenance", {}).get("version", "")),
-        "source": "the predictions of runs on several data sets",
-    }
-    text = render("edit.html.j2", page=page, heading="What was judged", lead="", facts=transfer_facts(result), sections=sections)
-    write_text(path, text)
-    return path
+    about = f"{words.listing(result['runs'], 6)} on {words.listing([_titled(name, result) for name in result['sets']], 6)}"
+    return write_sections(
+        path, title="Results in and out of distribution", eyebrow="Evaluation", about=about, heading="What was judged", lead="",
+        facts=transfer_facts(result), sections=sections, version=result.get("provenance", {}).get("version"),
+        source="the predictions of runs on several data sets",
+    )
 
 
 def transfer_facts(result: Json) -> list[tuple[str, str]]:

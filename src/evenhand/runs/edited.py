@@ -20,8 +20,8 @@ from evenhand.edits.base import Edit
 from evenhand.edits.composition import Composition
 from evenhand.edits.images import EditedImages
 from evenhand.edits.quality import visibility
-from evenhand.errors import CheckpointError, ConfigError, InputError
-from evenhand.files import write_atomic
+from evenhand.errors import CheckpointError, ConfigError
+from evenhand.files import find_file, write_atomic
 from evenhand.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,16 +43,10 @@ def find_edit(path: str | Path) -> Path:
     Raises:
         InputError: neither.
     """
-    place = Path(path)
-    if place.is_dir():
-        if (place / EDIT_FILE).is_file():
-            return place / EDIT_FILE
-        seeds = sorted(item.parent.name for item in place.glob(f"seed=*/{EDIT_FILE}"))
-        hint = f"it has one a seed: name one, as edit={place / seeds[0]}" if seeds else "give a run folder of dne or gezo, or the file"
-        raise InputError(f"edit={place} is a folder without {EDIT_FILE}; {hint}")
-    if not place.is_file():
-        raise InputError(f"edit={place} does not exist; give an edit.safetensors, a run folder with one, or a published noise_layer.pt")
-    return place
+    return find_file(
+        path, EDIT_FILE, "edit", folder="a run folder of dne or gezo, or the file",
+        file="an edit.safetensors, a run folder with one, or a published noise_layer.pt",
+    )
 
 
 def open_edit(path: str | Path) -> StoredEdit:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from evenhand.config.schema import ExportConfig
 from evenhand.edits.artifact import StoredEdit, save_edit
 from evenhand.errors import InputError
-from evenhand.files import write_atomic, write_text
+from evenhand.files import whole_folder, write_atomic, write_text
 from evenhand.methods.predictors import HeadPredictor, ModelPredictor
 from evenhand.models import ImageClassifier
 from evenhand.runs.edited import EDIT_FILE
@@ -70,16 +68,8 @@ def export(config: ExportConfig) -> Path:
         raise InputError(
             f"the run {run.root} decides with per-group thresholds, which timm's layout cannot hold; export a linear_probe run instead"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole_folder(out) as scratch:
         _write(model, run, scratch, loaded.edit)
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
-        out.chmod(0o755)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

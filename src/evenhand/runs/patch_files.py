@@ -10,9 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from evenhand.config.patching import PatchApplyConfig, PatchInspectConfig, PatchRevertConfig
 from evenhand.errors import CheckpointError, InputError
+from evenhand.files import whole_folder
 from evenhand.models.checkpoints import find_weights
 from evenhand.models.parameters import state_fingerprint
 from evenhand.patches import FILE, Patch, load_patch, patch_facts, patch_file
@@ -63,7 +62,7 @@ def patch_apply(config: PatchApplyConfig) -> Path:
     model, out = Path(config.model), Path(config.out)
     if _is_run(model):
         run = check_run(model)
-        with _whole_folder(out) as scratch:
+        with whole_folder(out) as scratch:
             notes = apply_to_run(run, patch, scratch, out, data=config.data, audit=config.audit)
         for note in notes:
             log.info("%s", note)
@@ -100,7 +99,7 @@ def patch_revert(config: PatchRevertConfig) -> Path:
     patch = load_patch(config.patch or model)
     if _is_run(model):
         run = check_run(model)
-        with _whole_folder(out) as scratch:
+        with whole_folder(out) as scratch:
             revert_run(run, patch, scratch, out)
         return out
     return _turn_checkpoint(config.model, patch, out, revert=True)
@@ -163,27 +162,6 @@ def _is_run(path: Path) -> bool:
     return path.is_dir() and ((path / "run.json").exists() or any(path.glob("seed=*/run.json")))
 
 
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` at the end of the block, or is gone after an error.
-
-    Raises:
-        InputError: ``out`` is a file, or not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out={out} is not empty; give an empty or a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield scratch
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
-        out.chmod(0o755)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _turn_checkpoint(model: str, patch: Patch, out: Path, *, revert: bool) -> Path:
     """The patched copy of a file, or of a folder with one."""
     source, folder = find_weights(model).file, Path(model)
@@ -193,7 +171,7 @@ def _turn_checkpoint(model: str, patch: Patch, out: Path, *, revert: bool) -> Pa
             raise InputError(f"out={target} exists already; give another file, so that nothing is overwritten")
         patch_file(source, target, patch, revert=revert)
         return target
-    with _whole_folder(out) as scratch:
+    with whole_folder(out) as scratch:
         copy_folder(folder, scratch, shutil.ignore_patterns(source.name))
         patch_file(source, scratch / source.relative_to(folder), patch, revert=revert)
         if (scratch / EXPORTED).is_file():
