@@ -1,0 +1,151 @@
+"""A raw download as it lies on disk: its tables and files found, or said what is missing, where it may be, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from evenhand.data.table import MISSING_WORDS
+from evenhand.errors import InputError, nearest
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".gz")
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".npy", ".npz")
+
+
+class RawFolder:
+    """The folder that the provider's archive unpacks to.
+
+    Args:
+        root: the folder.
+        layout: what it should hold, for the error texts.
+    """
+
+    def __init__(self, root: str | Path, layout: str = "") -> None:
+        self.root = Path(root)
+        self.layout = layout
+        if not self.root.is_dir():
+            packed = self.root.name.lower().endswith(ARCHIVES) and self.root.is_file()
+            what = "an archive; unpack it" if packed else "not a folder"
+            raise InputError(f"{self.root} is {what}; give the folder that the download was unpacked to")
+
+    def has(self, name: str) -> bool:
+        """Whether a file or folder of that name is there."""
+        return (self.root / name).exists()
+
+    def file(self, *names: str) -> Path:
+        """The first of these relative paths that is a file.
+
+        Raises:
+            InputError: none is; it says which level or archive may hold it.
+        """
+        for name in names:
+            if (self.root / name).is_file():
+                return self.root / name
+        raise self._absent("file", names)
+
+    def folder(self, *names: str) -> Path:
+        """The first of these relative paths that is a folder.
+
+        Raises:
+            InputError: none is.
+        """
+        for name in names:
+            if (self.root / name).is_dir():
+                return self.root / name
+        raise self._absent("folder", names)
+
+    def table(
+        self, *names: str, columns: Sequence[str], optional: Sequence[str] = (), separator: str = ",", encoding: str = "utf-8-sig"
+    ) -> pd.DataFrame:
+        """A table with every cell as text (missing where empty), its required columns there.
+
+        Args:
+            names: relative paths; the first that is there is read (CSV; ``.gz`` too; ``.xlsx`` and ``.parquet`` by their names).
+            columns: columns that must be there.
+            optional: columns that may be there; absent ones are added, all missing.
+            separator: of the cells of a text file.
+            encoding: of a text file.
+
+        Raises:
+            InputError: no such file, not a table, or a column is absent (the nearest name is offered).
+        """
+        path = self.file(*names)
+        try:
+            frame = _read(path, separator, encoding)
+        except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            raise InputError(f"{path} cannot be read as a table ({reason}); download it again") from error
+        frame = frame.rename(columns=lambda name: str(name).strip())
+        absent = [name for name in columns if name not in frame]
+        if absent:
+            known = [str(name) for name in frame.columns]
+            otherwise = "the columns are " + ", ".join(known[:30])
+            words = "; ".join(f"'{name}' is absent, {nearest(name, known, otherwise=otherwise)}" for name in absent)
+            raise InputError(f"{path.name} has other columns than this release of the set: {words}. Is it the file of this data set?")
+        return frame.assign(**{name: pd.Series(pd.NA, index=frame.index, dtype="string") for name in optional if name not in frame})
+
+    def walk(self, folder: str = ".", suffixes: Sequence[str] = IMAGES) -> list[str]:
+        """Sorted POSIX paths, relative to the root, of the files under a folder whose names end so (case does not matter)."""
+        found = []
+        ends = tuple(suffixes)
+        for place, folders, files in os.walk(self.root / folder):
+            folders[:] = [name for name in folders if name != "__MACOSX"]
+            base = os.path.relpath(place, self.root).replace(os.sep, "/")
+            prefix = "" if base == "." else base + "/"
+            found += [prefix + name for name in files if name.lower().endswith(ends) and not name.startswith("._")]
+        return sorted(found)
+
+    def by_stem(self, folders: Iterable[str], suffixes: Sequence[str] = IMAGES) -> dict[str, str]:
+        """File name without its ending -> path relative to the root, of all files under some folders (those that exist)."""
+        found: dict[str, str] = {}
+        for folder in folders:
+            if (self.root / folder).is_dir():
+                for path in self.walk(folder, suffixes):
+                    found.setdefault(Path(path).stem, path)
+        return found
+
+    def _absent(self, what: str, names: Sequence[str]) -> InputError:
+        wanted = " or ".join(f"'{name}'" for name in names)
+        advice = self._advice(names)
+        return InputError(f"{self.root} has no {what} {wanted}; {advice}", self.layout.splitlines())
+
+    def _advice(self, names: Sequence[str]) -> str:
+        for parent in (self.root.parent, self.root.parent.parent):
+            if any((parent / name).exists() for name in names):
+                return f"{parent} has it: give that folder"
+        inside = sorted(path for path in self.root.iterdir())
+        for path in inside:
+            if path.is_dir() and any((path / name).exists() for name in names):
+                return f"{path} has it: give that folder"
+        packed = [path.name for path in inside if path.name.lower().endswith(ARCHIVES)]
+        if packed:
+            return f"it also holds archives that are not unpacked ({', '.join(packed[:5])}): unpack them in place"
+        close = nearest(Path(names[0]).name, [path.name for path in inside], otherwise="")
+        return close or "the layout that is read is listed below"
+
+
+def _read(path: Path, separator: str, encoding: str) -> pd.DataFrame:
+    lower = path.name.lower()
+    if lower.endswith((".xlsx", ".xls")):
+        frame = pd.read_excel(path, dtype="str", keep_default_na=False, na_values=list(MISSING_WORDS))
+    elif lower.endswith(".parquet"):
+        frame = pd.read_parquet(path)
+        frame = frame.astype(dict.fromkeys(frame.columns, "string"))
+    else:
+        frame = pd.read_csv(
+            path, sep=separator, dtype="str", keep_default_na=False, na_values=list(MISSING_WORDS), encoding=encoding, low_memory=False
+        )
+    return frame
+
+
+def recode(values: pd.Series, names: Mapping[str, str]) -> pd.Series:
+    """Words -> names of groups, without regard to case and outer spaces; every other word is missing.
+
+    Example:
+        >>> recode(pd.Series(["F", " male ", "Unknown", None]), {"f": "female", "male": "male"}).tolist()
+        ['female', 'male', <NA>, <NA>]
+    """
+    return values.astype("string").str.strip().str.lower().map({key.lower(): value for key, value in names.items()}).astype("string")

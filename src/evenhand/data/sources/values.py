@@ -1,0 +1,89 @@
+"""Sex, age and the published ways to bin it, the same for every source: what is unknown is missing, what is odd is said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from evenhand.data.sources.raw import recode
+
+SEX = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+_YEARS = re.compile(r"^\s*0*(\d+(?:\.\d+)?)\s*(?:y|yr|yrs|year|years)?\s*$", re.IGNORECASE)
+OLDEST = 120
+AGE_EDGES: dict[str, tuple[float, ...]] = {
+    "age60": (60,),
+    "age4": (40, 60, 80),
+    "age5": (20, 40, 60, 80),
+}
+"""Attribute -> inner edges of half-open bins; ``age60`` is under 60 against 60 and over."""
+
+
+def clean_sex(values: pd.Series, notes: list[str], names: dict[str, str] | None = None) -> pd.Series:
+    """``female``, ``male`` or missing; anything else is missing and said, never put into a group.
+
+    Example:
+        >>> notes = []
+        >>> clean_sex(pd.Series(["F", "Male", "Unknown", None]), notes).tolist(), notes
+        (['female', 'male', <NA>, <NA>], ["sex: 1 value is neither female nor male ('Unknown' 1) and counts as missing"])
+    """
+    sex = recode(values, names or SEX)
+    odd = values[sex.isna() & values.notna() & (values.astype("string").str.strip() != "")]
+    if len(odd):
+        counted = ", ".join(f"'{word}' {count}" for word, count in odd.value_counts().head(5).items())
+        verb, counts = ("value is", "counts") if len(odd) == 1 else ("values are", "count")
+        notes.append(f"sex: {len(odd)} {verb} neither female nor male ({counted}) and {counts} as missing")
+    return sex
+
+
+def clean_age(values: pd.Series, notes: list[str], *, zero_is_unknown: bool = False) -> pd.Series:
+    """Ages in years as text, missing where there is none; 0 and over 100 are said, over 120 (and 0, if told so) are missing.
+
+    ``058Y``, ``58 years`` and ``58.0`` are read as 58.
+
+    Example:
+        >>> notes = []
+        >>> clean_age(pd.Series(["058Y", "0", "101", "411", "?"]), notes).tolist()
+        ['58', '0', '101', <NA>, <NA>]
+        >>> len(notes)
+        4
+    """
+    text = values.astype("string")
+    years = pd.to_numeric(text.str.extract(_YEARS, expand=False), errors="coerce").astype("Float64")
+    unread = int((years.isna() & text.notna() & (text.str.strip() != "")).sum())
+    zero, old, impossible = years.eq(0).fillna(False), years.gt(100).fillna(False), years.gt(OLDEST).fillna(False)
+    if unread:
+        notes.append(f"age: {unread} values are not ages in years and count as missing")
+    if zero.any():
+        what = "count as missing (this set writes 0 for unknown)" if zero_is_unknown else "are kept"
+        notes.append(f"age: {int(zero.sum())} rows have age 0 and {what}")
+    if (old & ~impossible).any():
+        notes.append(f"age: {int((old & ~impossible).sum())} rows have an age over 100 and are kept")
+    if impossible.any():
+        notes.append(f"age: {int(impossible.sum())} rows have an age over {OLDEST} and count as missing")
+    years = years.mask(impossible | (zero if zero_is_unknown else impossible))
+    return years.map(lambda age: f"{age:g}", na_action="ignore").astype("string")
+
+
+def bin_ages(ages: pd.Series, edges: Sequence[float]) -> pd.Series:
+    """Ages -> names of half-open bins, missing where the age is.
+
+    Example:
+        >>> bin_ages(pd.Series(["59", "60", None]), (60,)).tolist()
+        ['under 60', '60 and over', <NA>]
+        >>> bin_ages(pd.Series(["19", "20", "85"]), (20, 80)).tolist()
+        ['under 20', '20 to 79', '80 and over']
+    """
+    years = pd.to_numeric(ages, errors="coerce").astype("Float64")
+    codes = np.digitize(years.fillna(-1).to_numpy(float), edges)
+    middle = [f"{low:g} to {high - 1:g}" for low, high in pairwise(edges)]
+    names = [f"under {edges[0]:g}", *middle, f"{edges[-1]:g} and over"]
+    return pd.Series(np.asarray(names, object)[codes], index=ages.index, dtype="string").mask(years.isna())
+
+
+def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = tuple(AGE_EDGES)) -> pd.DataFrame:
+    """The frame with a column for each age scheme, made from its column ``age``."""
+    return frame.assign(**{name: bin_ages(frame["age"], AGE_EDGES[name]) for name in schemes})
