@@ -1,8 +1,8 @@
 """What the source file of a public data set declares, and what it gives back: one row an image.
 
-A source is a module of the folder ``public``, named as the user names the data set, with two names: ``INFO``, an `Info`, and ``read(raw, choice)``, which takes the raw download
-(a `evenhand.data.sources.raw.RawFolder`) and the user's `Choice` and returns a `Found`. Everything after that (checks, splits,
-decoding, the table) is the same for every source.
+A source is a module of the folder ``public``, named as the user names the data set, with two names: ``INFO``, an `Info`, and
+``read(raw, choice)``, which takes the raw download (a `evenhand.data.sources.raw.RawFolder`) and the user's `Choice` and returns
+a `Found`. Everything after that (checks, splits, decoding, the table) is the same for every source.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ class Found:
     """What a source has made of a raw folder.
 
     Attributes:
-        frame: one row an image, every cell text (or missing): ``image`` (a path relative to the raw folder, or a reference into a file,
-            see `evenhand.data.references`), ``patient_id``, the label columns of the task, every attribute of the source, and any other columns
-            worth keeping; where the published split was chosen, ``split``: train, val, test, or ``rest`` (train and val are then drawn from
-            these rows by patient).
+        frame: one row an image, every cell text (or missing): ``image`` (a path relative to the raw folder, or a reference into a
+            file, see `evenhand.data.references`), ``patient_id``, the label columns of the task, every attribute of the source, and
+            any other columns worth keeping; where the published split was chosen, ``split``: train, val, test, or ``rest`` (train and
+            val are then drawn from these rows by patient).
         counts: what was found, under the words of `Info.expected` (``images``, ``patients``, ...), before rows are left out.
         notes: what the user should know: whole sentences with numbers, without patient ids.
         left_out: rows that the definitions leave out (unlabelled, lateral view, ...), with a column ``reason``.
