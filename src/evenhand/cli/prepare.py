@@ -1,57 +1,144 @@
-"""`evenhand prepare`: a table and a folder of images become a checked, decode-once prepared data set."""
+"""`evenhand prepare`: a public data set's download, or an own table and images, become a checked, decode-once prepared data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
 from evenhand.errors import InputError
 
-SOURCES = ("csv",)
+OWN = ("images", "kind", "modality", "image_column", "patient_column", "split_column", "max_groups")
+PUBLIC = ("task", "split", "option")
 
 
 def prepare_command(
-    source: Annotated[str, typer.Argument(help="Where the data comes from: csv (your own table and images).", metavar="SOURCE")],
-    table: Annotated[Path, typer.Argument(help="CSV, TSV or parquet, one row an image.", metavar="TABLE")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; new, empty, or from the same command.", metavar="OUT")],
-    images: Annotated[Path, typer.Option(help="Folder that the table's image paths are relative to.", metavar="DIR")],
-    label: Annotated[list[str], typer.Option("--label", "--labels", help="Label column, 0/1 or class names; repeat, or use commas.")],
+    source: Annotated[
+        Optional[str], typer.Argument(help="A public data set (see --list), or csv: your own table and images.", metavar="SOURCE")
+    ] = None,
+    raw: Annotated[
+        Optional[Path],
+        typer.Argument(help="The unpacked download; for csv the table: CSV, TSV or parquet, one row an image.", metavar="RAW"),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Argument(help="Folder to write; new, empty, or from the same command.", metavar="OUT")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the public data sets.")] = False,
+    describe: Annotated[str, typer.Option(help="Show all about one public data set.", metavar="NAME")] = "",
+    task: Annotated[str, typer.Option(help="Label definition of a public set; default: its first.", show_default=False)] = "",
+    label: Annotated[
+        list[str], typer.Option("--label", "--labels", help="Label columns (csv: 0/1 or class names); repeat, or use commas.")
+    ] = [],  # noqa: B006
     attributes: Annotated[list[str], typer.Option(help="Sensitive attributes, joint ones as sex*age; repeat, or use commas.")] = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="Public set: published or patient; default: its first.", show_default=False)] = "",
+    option: Annotated[list[str], typer.Option(help="A choice that only this public set has, as uncertain=ones. Repeat.")] = [],  # noqa: B006
     bins: Annotated[list[str], typer.Option(help="Edges of half-open bins of a number, as age=0,60,200. Repeat for more.")] = [],  # noqa: B006
-    missing: Annotated[str, typer.Option(help="Rows with a missing attribute: own_group (shown apart), drop, error.")] = "own_group",
-    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 224,
-    resize: Annotated[str, typer.Option(help="crop (short side, then centre), pad or stretch.")] = "crop",
-    kind: Annotated[str, typer.Option(help="binary, multiclass or multilabel; default: told from the labels.", show_default=False)] = "",
-    modality: Annotated[str, typer.Option(help="chest_film, dermoscopy, photograph or fundus.")] = "photograph",
-    channels: Annotated[int, typer.Option(help="1 or 3; 0: 1 where every image is grey, else 3.")] = 0,
-    fractions: Annotated[str, typer.Option(help="Shares of train, val and test, where the table has no split column.")] = "0.7,0.1,0.2",
-    image_column: Annotated[str, typer.Option(help="Column of image paths.")] = "image",
-    patient_column: Annotated[str, typer.Option(help="Column of patient ids; absent: every image is its own patient.")] = "patient_id",
-    split_column: Annotated[str, typer.Option(help="Column of splits (train, val, test); absent: split by patient.")] = "split",
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave unreadable images out (listed in excluded.csv).")] = False,
-    max_groups: Annotated[int, typer.Option(help="Most groups one attribute may have, joint ones included.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the splits, where the table has none.")] = 0,
+    missing: Annotated[
+        str, typer.Option(help="Rows with a missing attribute: own_group (shown apart; default), drop, error.", show_default=False)
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels; default: 224, or the set's.", show_default=False)] = 0,
+    resize: Annotated[
+        str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)
+    ] = "",
+    channels: Annotated[int, typer.Option(help="1 or 3; 0: the set's, or 1 where every image is grey, else 3.")] = 0,
+    fractions: Annotated[str, typer.Option(help="Shares of train, val and test, where no split is published.")] = "0.7,0.1,0.2",
+    images: Annotated[Optional[Path], typer.Option(help="csv: folder that the table's image paths are relative to.", metavar="DIR")] = None,
+    kind: Annotated[str, typer.Option(help="csv: binary, multiclass, multilabel; default: told from the labels.", show_default=False)] = "",
+    modality: Annotated[
+        str, typer.Option(help="csv: what the images are (picks augmentation recipes); default: photograph.", show_default=False)
+    ] = "",
+    image_column: Annotated[str, typer.Option(help="csv: column of image paths; default: image.", show_default=False)] = "",
+    patient_column: Annotated[str, typer.Option(help="csv: column of patient ids; default: patient_id.", show_default=False)] = "",
+    split_column: Annotated[str, typer.Option(help="csv: column of splits (train, val, test); default: split.", show_default=False)] = "",
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave images that cannot be read out (see excluded.csv).")] = False,
+    max_groups: Annotated[int, typer.Option(help="csv: most groups one attribute may have; default: 50.", show_default=False)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the splits, where none is published.")] = 0,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0: one a processor core.")] = 0,
 ) -> None:
-    """Check a table, decode its images once, and write a prepared data set.
+    """Check a data set, decode its images once, and write a prepared data set.
 
     The same command goes on after an interruption, and does nothing where the data set is finished.
-    """
-    if source not in SOURCES:
-        raise InputError(f"source '{source}' is not known; known sources are: {', '.join(SOURCES)}")
-    from evenhand.data.sources.csv import prepare_csv
 
-    options: dict[str, Any] = {"resize": resize, "kind": kind or None}
-    data = prepare_csv(
-        table, out, images=images, labels=split_names(label), attributes=split_names(attributes), bins=parse_bins(bins),
-        missing=missing, size=size, modality=modality, channels=channels or None, fractions=parse_numbers(fractions, "fractions"),
-        columns=(image_column, patient_column, split_column), keep_going=keep_going, max_groups=max_groups, seed=seed,
-        workers=workers or None, progress=True, **options,
+    Examples: evenhand prepare nih CXR8 prepared/nih --attributes sex,age60
+
+    evenhand prepare csv table.csv prepared/own --images photos --label malignant --attributes sex
+    """
+    given = dict(locals())
+    if list_ or describe:
+        _show(describe)
+        return
+    source, raw, out = _required(source, raw, out)
+    shared: dict[str, Any] = {
+        "bins": parse_bins(bins), "channels": channels or None, "fractions": parse_numbers(fractions, "fractions"),
+        "keep_going": keep_going, "seed": seed, "workers": workers or None, "progress": True,
+    }
+    own = source == "csv"
+    _summarise(_prepare_own(raw, out, given, shared) if own else _prepare_public(source, raw, out, given, shared))
+
+
+def _required(source: str | None, raw: Path | None, out: Path | None) -> tuple[str, Path, Path]:
+    if source is None:
+        raise InputError("no source was given; evenhand prepare --list shows the public data sets, csv is your own table and images")
+    if raw is None or out is None:
+        first = "TABLE" if source == "csv" else "RAW_FOLDER"
+        raise InputError(f"give what to read and the folder to write: evenhand prepare {source} {first} OUT")
+    return source, raw, out
+
+
+def _prepare_own(table: Path, out: Path, given: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """The source csv: only what was typed is passed on, so that the function's defaults hold."""
+    _refuse(given, PUBLIC, "is of public data sets; a table has its own labels and splits in columns")
+    if given["images"] is None or not given["label"]:
+        raise InputError("the source csv needs --images DIR (the folder that image paths are relative to) and --label COLUMN")
+    from evenhand.data.sources.csv import CANONICAL, prepare_csv
+
+    columns = [given[name] or usual for name, usual in zip(("image_column", "patient_column", "split_column"), CANONICAL, strict=True)]
+    typed = {name: given[name] for name in ("missing", "size", "resize", "kind", "modality", "max_groups") if given[name]}
+    return prepare_csv(
+        table, out, images=given["images"], labels=split_names(given["label"]), attributes=split_names(given["attributes"]),
+        columns=columns, **typed, **shared,
     )
-    _summarise(data)
+
+
+def _prepare_public(name: str, raw: Path, out: Path, given: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """A public data set: only what was typed is passed on, so that the set's own defaults hold."""
+    from evenhand.data.sources.registry import find_source
+
+    find_source(name)
+    _refuse(given, OWN, "is of the source csv; a public data set brings it itself")
+    from evenhand.data.sources.prepare import prepare_source
+
+    typed = {name: given[name] for name in ("task", "split", "missing", "size", "resize") if given[name]}
+    lists = {"labels": split_names(given["label"]), "attributes": split_names(given["attributes"])}
+    typed |= {name: values for name, values in lists.items() if values}
+    return prepare_source(name, raw, out, options=parse_options(given["option"]), **typed, **shared)
+
+
+def _refuse(given: dict[str, Any], names: Sequence[str], why: str) -> None:
+    for name in names:
+        if given[name]:
+            raise InputError(f"--{name.replace('_', '-')} {why}")
+
+
+def _show(describe: str) -> None:
+    raise InputError("not yet")
+
+
+def parse_options(values: Sequence[str]) -> dict[str, str]:
+    """``uncertain=ones`` -> {"uncertain": "ones"}.
+
+    Raises:
+        InputError: not of that form, or one is given twice.
+    """
+    options: dict[str, str] = {}
+    for value in values:
+        name, equals, choice = (part.strip() for part in value.partition("="))
+        if not equals or not name or not choice:
+            raise InputError(f"option is '{value}', but must be NAME=VALUE, as uncertain=ones")
+        if name in options:
+            raise InputError(f"option {name} is given twice; give it once")
+        options[name] = choice
+    return options
 
 
 def split_names(values: Sequence[str]) -> list[str]:

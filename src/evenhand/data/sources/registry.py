@@ -12,8 +12,6 @@ from evenhand.data.sources.raw import RawFolder
 from evenhand.errors import InputError, nearest
 
 FOLDER = "evenhand.data.sources.public"
-ALIASES: dict[str, str] = {}
-"""Other name -> name."""
 
 
 class Source(Protocol):
@@ -38,18 +36,20 @@ def source_names() -> tuple[str, ...]:
 
 
 def find_source(name: str) -> Any:
-    """The module of a source.
+    """The module of a source, by its name or by another name that it goes by.
 
     Raises:
         InputError: no such source; the nearest name is offered.
     """
-    name = ALIASES.get(name, name)
-    if name not in source_names():
-        known = sorted(["csv", *source_names(), *ALIASES])
+    if name in source_names():
+        return import_module(f"{FOLDER}.{name}")
+    others = {alias: known for known, info in all_sources().items() for alias in info.aliases}
+    if name not in others:
+        known = sorted(["csv", *source_names(), *others])
         raise InputError(f"source '{name}' is not known; {nearest(name, known, otherwise='known sources are: ' + ', '.join(known))}")
-    return import_module(f"{FOLDER}.{name}")
+    return import_module(f"{FOLDER}.{others[name]}")
 
 
 def all_sources() -> dict[str, Info]:
     """Name -> what is said about it, for every public data set."""
-    return {name: find_source(name).INFO for name in source_names()}
+    return {name: import_module(f"{FOLDER}.{name}").INFO for name in source_names()}

@@ -1,0 +1,204 @@
+"""A public data set, from the raw download to a prepared data set, by what its source declares and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from evenhand.data.datasets import PreparedData
+from evenhand.data.images import Resize
+from evenhand.data.prepare import REST, Origin, Settings, make_spec, prepare_frame
+from evenhand.data.sources.base import Choice, Found, Info, SplitRule, Task
+from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.registry import find_source
+from evenhand.data.table import SPLITS, Kind, missing_rows
+from evenhand.errors import InputError, nearest
+
+NOT_ATTRIBUTES = ("image", "patient_id", "split")
+
+
+def prepare_source(
+    name: str,
+    raw: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    attributes: Sequence[str] | None = None,
+    split: str | None = None,
+    options: Mapping[str, str] | None = None,
+    size: int | None = None,
+    resize: Resize | None = None,
+    channels: int | None = None,
+    missing: str | None = None,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    bins: Mapping[str, Sequence[float]] | None = None,
+    workers: int | None = None,
+    keep_going: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> PreparedData:
+    """Read a public data set's raw download, decode its images once, and write a prepared data set.
+
+    The same call goes on after a kill, and does nothing where the data set is finished. The raw folder is only read.
+
+    Args:
+        name: the data set, one of `list_sources`.
+        raw: the folder that the download was unpacked to.
+        out: folder to write; it must be new, empty, or from the same call, and outside the raw folder.
+        task: the label definition; default: the set's first.
+        labels: some of the task's label columns; default: all.
+        attributes: sensitive attributes, joint ones as ``sex*age60``; default: the set's usual ones.
+        split: ``published`` or ``patient``; default: the set's first.
+        options: choices that only this set has, as ``{"uncertain": "ones"}``.
+        size: side of the stored images in pixels; default: the set's.
+        resize: ``crop``, ``pad`` or ``stretch``; default: the set's.
+        channels: 1 or 3; default: the set's.
+        missing: rows with a missing attribute: ``own_group``, ``drop`` or ``error``; default: the set's.
+        fractions: shares of train, val and test where the split is drawn by patient; of train and val where only test is published.
+        bins: numeric column -> increasing edges, as ``{"age": (0, 60, 200)}`` with ``age`` among the attributes.
+        workers: decoding processes; None: one a core, or none for few images.
+        keep_going: leave missing and unreadable images out (listed in ``excluded.csv``) instead of refusing.
+        seed: of the splits.
+        progress: show progress bars.
+
+    Returns:
+        The prepared data set, opened.
+
+    Raises:
+        InputError: a name is not known, the folder is not this set's, or ``out`` holds something else.
+        TableError: the table that was read breaks its contract.
+        ImageError: images are unreadable.
+        DiskFullError: no room; nothing half-written is left.
+
+    Example:
+        >>> import evenhand as eh
+        >>> eh.prepare_source("nih", "CXR8", "prepared/nih", task="findings")
+        Traceback (most recent call last):
+        ...
+        evenhand.errors.InputError: CXR8 is not a folder; give the folder that the download was unpacked to
+    """
+    source = find_source(name)
+    info: Info = source.INFO
+    choice = make_choice(info, task, split, options or {})
+    chosen = _labels(info, choice.task, labels)
+    settings = Settings(
+        size or info.size, resize or info.resize, info.modality, channels or info.channels, fractions, seed, workers, keep_going, progress
+    )
+    settings.check()
+    folder = RawFolder(raw, info.layout)
+    _check_place(folder.root, Path(out))
+    found: Found = source.read(folder, choice)
+    found.frame = _text(found.frame)
+    notes = [*found.notes, *_count_notes(info, found.counts)]
+    named = list(info.default_attributes) if attributes is None else list(attributes)
+    _check_attributes(info, found.frame, named)
+    if attributes is None:
+        named = _with_values(found.frame, named, notes)
+    _check_splits(found.frame)
+    kind: Kind = "binary" if choice.task.kind == "multilabel" and len(chosen) == 1 else choice.task.kind
+    spec = make_spec(found.frame, chosen, named, bins or {}, kind, missing or info.missing)
+    choices = {"name": info.name, "task": choice.task.name, "split": choice.split, "options": dict(choice.options)}
+    origin = Origin(
+        folder.root, {"kind": "public", **choices, "version": info.version, "verified": info.verified, "raw": str(raw)},
+        choices={"source": choices}, left_out=_left_out(found, notes), notes=notes,
+    )
+    return prepare_frame(found.frame, spec, Path(out), origin, settings)
+
+
+def make_choice(info: Info, task: str | None, split: str | None, options: Mapping[str, str]) -> Choice:
+    """What was asked for, checked against what the set has; what was not said is the set's first.
+
+    Raises:
+        InputError: no such task, split rule, option, or value of an option; the nearest name is offered.
+    """
+    tasks = {item.name: item for item in info.tasks}
+    name = info.tasks[0].name if task is None else task
+    if name not in tasks:
+        raise InputError(f"{info.name} has no task '{name}'; {nearest(name, list(tasks))}")
+    rule = info.splits[0] if split is None else split
+    if rule not in info.splits:
+        known = " or ".join(info.splits)
+        raise InputError(f"split is '{rule}', but {info.name} can be split by: {known} ({info.split})")
+    known_options = {item.name: item for item in info.options}
+    for option, value in options.items():
+        if option not in known_options:
+            otherwise = f"it has: {', '.join(known_options)}" if known_options else "it has none"
+            raise InputError(f"{info.name} has no option '{option}'; {nearest(option, list(known_options), otherwise=otherwise)}")
+        if value not in known_options[option].values:
+            raise InputError(f"option {option} is '{value}', but must be one of {', '.join(known_options[option].values)}")
+    given = {item.name: options.get(item.name, item.values[0]) for item in info.options}
+    found_rule: SplitRule = "published" if rule == "published" else "patient"
+    return Choice(tasks[name], found_rule, given)
+
+
+def _labels(info: Info, task: Task, labels: Sequence[str] | None) -> tuple[str, ...]:
+    for name in labels or ():
+        if name not in task.labels:
+            other = [item.name for item in info.tasks if name in item.labels]
+            hint = f"the task '{other[0]}' has it: --task {other[0]}" if other else nearest(name, task.labels)
+            raise InputError(f"the task '{task.name}' of {info.name} has no label '{name}'; {hint}")
+    return tuple(labels or task.labels)
+
+
+def _check_place(raw: Path, out: Path) -> None:
+    inside, outside = raw.resolve(), out.resolve()
+    if outside == inside or inside in outside.parents:
+        raise InputError(f"{out} lies inside the raw folder {raw}, which is only read; choose a folder outside it")
+
+
+def _text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every cell as text, or missing, as `evenhand.data.table.read_table` gives it."""
+    columns = {str(name): frame[name].astype("string").str.strip() for name in frame.columns}
+    return pd.DataFrame({name: values.mask(values == "").astype("str") for name, values in columns.items()}).reset_index(drop=True)
+
+
+def _count_notes(info: Info, counts: Mapping[str, int]) -> list[str]:
+    """One sentence for every count that is not what the provider has published."""
+    notes = []
+    for what, count in counts.items():
+        published = [item for item in info.expected if item.what == what]
+        if published and count not in [item.count for item in published]:
+            said = " or ".join(f"{item.count:,} ({item.origin})" for item in published)
+            notes.append(f"{what}: {count:,} here, the provider says {said}")
+    return notes
+
+
+def _check_attributes(info: Info, frame: pd.DataFrame, names: Sequence[str]) -> None:
+    own = [item.name for item in info.attributes]
+    for part in (part.strip() for name in names for part in name.split("*")):
+        if part not in frame or part in NOT_ATTRIBUTES:
+            raise InputError(f"{info.name} has no attribute '{part}'; {nearest(part, own)}")
+
+
+def _with_values(frame: pd.DataFrame, names: Sequence[str], notes: list[str]) -> list[str]:
+    """The usual attributes without those that this download has no value of."""
+    empty = [name for name in names if any(missing_rows(frame, part).all() for part in name.split("*"))]
+    notes += [f"attribute '{name}' has no value in this download and was left out" for name in empty]
+    return [name for name in names if name not in empty]
+
+
+def _check_splits(frame: pd.DataFrame) -> None:
+    """Rows of the split ``rest`` of a patient who also has rows in train or val go there; other patients belong in one split."""
+    if "split" not in frame:
+        return
+    unknown = sorted(set(frame["split"].dropna()) - {*SPLITS, REST})
+    if unknown or frame["split"].isna().any():
+        raise InputError(f"the source gave rows without a split, or of the split {unknown}; report this as a bug")
+    if "patient_id" not in frame:
+        return
+    several = frame.groupby("patient_id")["split"].agg(lambda values: "+".join(sorted(set(values))))
+    several = several[several.str.contains("+", regex=False)]
+    if len(several):
+        counted = ", ".join(f"{names} {count}" for names, count in several.value_counts().items())
+        raise InputError(f"{len(several)} patients have images in several of the published splits ({counted}); use --split patient")
+
+
+def _left_out(found: Found, notes: list[str]) -> pd.DataFrame | None:
+    if found.left_out is None:
+        return None
+    for reason, count in found.left_out["reason"].value_counts().items():
+        notes.append(f"{count:,} rows were left out: {reason} (excluded.csv)")
+    return _text(found.left_out)
