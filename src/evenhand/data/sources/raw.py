@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from evenhand.data.sources.sheet import read_sheet
 from evenhand.data.table import MISSING_WORDS
 from evenhand.errors import InputError, nearest
 
@@ -130,7 +131,8 @@ class RawFolder:
 def _read(path: Path, separator: str, encoding: str) -> pd.DataFrame:
     lower = path.name.lower()
     if lower.endswith((".xlsx", ".xls")):
-        frame = pd.read_excel(path, dtype="str", keep_default_na=False, na_values=list(MISSING_WORDS))
+        frame = read_sheet(path)
+        frame = frame.mask(frame.isin(MISSING_WORDS))
     elif lower.endswith(".parquet"):
         frame = pd.read_parquet(path)
         frame = frame.astype(dict.fromkeys(frame.columns, "string"))
