@@ -34,6 +34,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evenhand.config.compose import compose as compose
     from evenhand.data.sources.csv import prepare_csv as prepare_csv
+    from evenhand.data.sources.describe import describe_source as describe_source
+    from evenhand.data.sources.prepare import prepare_source as prepare_source
+    from evenhand.data.sources.registry import list_sources as list_sources
     from evenhand.data.synthetic import make_cohort as make_cohort
     from evenhand.edits.artifact import load_edit as load_edit
     from evenhand.edits.files import apply_edit as apply_edit
@@ -65,6 +68,7 @@ _FUNCTIONS = {
     "audit": "evenhand.runs.audit",
     "compare": "evenhand.runs.compare",
     "compose": "evenhand.config.compose",
+    "describe_source": "evenhand.data.sources.describe",
     "edit_apply": "evenhand.runs.edit_files",
     "edit_head": "evenhand.runs.edit",
     "edit_inspect": "evenhand.runs.edit_files",
@@ -72,6 +76,7 @@ _FUNCTIONS = {
     "edit_train": "evenhand.runs.edit",
     "evaluate": "evenhand.runs.evaluate",
     "export": "evenhand.runs.export",
+    "list_sources": "evenhand.data.sources.registry",
     "load_edit": "evenhand.edits.artifact",
     "load_patch": "evenhand.patches.storage",
     "make_cohort": "evenhand.data.synthetic",
@@ -81,6 +86,7 @@ _FUNCTIONS = {
     "patch_revert": "evenhand.runs.patch_files",
     "predict": "evenhand.runs.predict",
     "prepare_csv": "evenhand.data.sources.csv",
+    "prepare_source": "evenhand.data.sources.prepare",
     "revert_patch": "evenhand.patches.artifact",
     "search_mask": "evenhand.runs.search",
     "train": "evenhand.runs.train",
@@ -90,10 +96,10 @@ _ROOMS = (
 )
 
 __all__ = [
-    "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "edit_apply", "edit_head", "edit_inspect", "edit_measure",
-    "edit_train", "edits", "errors", "evaluate", "evaluation", "export", "load_edit", "load_patch", "make_cohort", "make_patch_run",
-    "methods", "metrics", "models", "patch_apply", "patch_inspect", "patch_revert", "patches", "predict", "prepare_csv", "report",
-    "revert_patch", "runs", "search", "search_mask", "train", "training",
+    "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "describe_source", "edit_apply", "edit_head",
+    "edit_inspect", "edit_measure", "edit_train", "edits", "errors", "evaluate", "evaluation", "export", "list_sources", "load_edit",
+    "load_patch", "make_cohort", "make_patch_run", "methods", "metrics", "models", "patch_apply", "patch_inspect", "patch_revert",
+    "patches", "predict", "prepare_csv", "prepare_source", "report", "revert_patch", "runs", "search", "search_mask", "train", "training",
 ]
 
 

@@ -35,13 +35,23 @@ def test_an_image_is_augmented_by_its_slot_not_by_its_batch():
     assert not torch.equal(augmenter.images(COLOUR[2:3], 1, [10]), whole[2:3])
 
 
-def test_chest_films_are_never_mirrored():
+@pytest.mark.parametrize("recipe", ["chest_film", "ct", "mri"])
+def test_where_left_and_right_are_anatomy_nothing_is_mirrored(recipe):
     film = torch.zeros(1, 1, 32, 32)
     film[..., 4:10] = 1.0
-    augmenter = Augmenter("chest_film", (1, 32, 32), seed=0)
+    augmenter = Augmenter(recipe, (1, 32, 32), seed=0)
     for slot in range(40):
         image = augmenter.images(film, 1, [slot])
         assert image[..., :16].sum() > image[..., 16:].sum()
+
+
+def test_an_oct_scan_is_mirrored_but_never_upside_down():
+    scan = torch.zeros(1, 1, 32, 32)
+    scan[..., 4:10, 4:10] = 1.0
+    augmenter = Augmenter("oct", (1, 32, 32), seed=0)
+    images = [augmenter.images(scan, 1, [slot]) for slot in range(40)]
+    assert all(image[..., :16, :].sum() > image[..., 16:, :].sum() for image in images)
+    assert 8 < sum(bool(image[..., 16:].sum() > image[..., :16].sum()) for image in images) < 32
 
 
 def test_global_streams_are_restored_even_after_an_error():
@@ -106,7 +116,7 @@ def test_cutmix_shares_are_areas():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match="must be one of none, chest_film, dermoscopy, photograph, fundus, published_dne"):
+    with pytest.raises(ConfigError, match="must be one of none, chest_film, dermoscopy, photograph, fundus, oct, ct, mri, published_dne"):
         Augmenter("xray", (1, 8, 8), seed=0)
     with pytest.raises(ConfigError, match="is not a RandAugment string"):
         Augmenter("none", (1, 8, 8), seed=0, rand_augment="augmix-m3")

@@ -121,7 +121,27 @@ def _refuse(given: dict[str, Any], names: Sequence[str], why: str) -> None:
 
 
 def _show(describe: str) -> None:
-    raise InputError("not yet")
+    """All about one public data set as plain text, or the list of all of them."""
+    import shutil
+
+    from evenhand.data.sources.describe import describe_source
+    from evenhand.data.sources.registry import list_sources
+
+    if describe:
+        typer.echo(describe_source(describe, width=min(shutil.get_terminal_size((100, 24)).columns, 100)), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table("name", "title", "modality", "verified", "licence")
+    grid.columns[0].no_wrap = grid.columns[2].no_wrap = True
+    for info in list_sources():
+        grid.add_row(info.name, info.title, info.modality, "yes" if info.verified else "no", info.licence)
+    grid.add_row("csv", "your own table and folder of images", "any", "yes", "yours")
+    console = Console(highlight=False)
+    console.print(grid)
+    console.print("verified: the layout was checked against a real download, not only against the provider's documentation", soft_wrap=True)
+    console.print("all about one of them: evenhand prepare --describe NAME", soft_wrap=True)
 
 
 def parse_options(values: Sequence[str]) -> dict[str, str]:

@@ -38,8 +38,8 @@ class DataConfig:
     missing: str = opt("own_group", "rows with a missing attribute", choices=("own_group", "drop", "error"))
     batch_size: int = opt(64, "images per optimiser step", "images")
     val_fraction: float = opt(0.2, "share of non-test patients drawn into validation when splits are re-drawn", "share")
-    augment: str = opt("none", "augmentation recipe: none, chest_film, dermoscopy, photograph, fundus, published_dne, "
-                       "published_fairtune")
+    augment: str = opt("none", "augmentation recipe: none, chest_film, dermoscopy, photograph, fundus, oct, ct, mri, "
+                       "published_dne, published_fairtune")
 
 
 @dataclass

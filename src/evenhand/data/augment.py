@@ -91,6 +91,37 @@ def _fundus(size: tuple[int, int]) -> list[Transform]:
     ]
 
 
+def _oct(size: tuple[int, int]) -> list[Transform]:
+    """The mirror of the other eye, small shifts, turns and zooms, brightness and contrast; never upside down: layers have an order."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    return [
+        v2.RandomHorizontalFlip(),
+        v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.92, 1.08), interpolation=InterpolationMode.BILINEAR),
+        v2.ColorJitter(brightness=0.15, contrast=0.15),
+    ]
+
+
+def _ct(size: tuple[int, int]) -> list[Transform]:
+    """Small shifts, turns and zooms; grey levels hardly change, since they are Hounsfield units; no mirror: left and right are anatomy."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    return [
+        v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.92, 1.08), interpolation=InterpolationMode.BILINEAR),
+        v2.ColorJitter(brightness=0.05, contrast=0.05),
+    ]
+
+
+def _mri(size: tuple[int, int]) -> list[Transform]:
+    """Small shifts, turns and zooms, and marked changes of brightness and contrast, since MR has no units; no mirror."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    return [
+        v2.RandomAffine(degrees=7, translate=(0.05, 0.05), scale=(0.92, 1.08), interpolation=InterpolationMode.BILINEAR),
+        v2.ColorJitter(brightness=0.25, contrast=0.25),
+    ]
+
+
 def _published_dne(size: tuple[int, int]) -> list[Transform]:
     """The fine-tuning transform of masked autoencoders (crop of 8-100%, mirror); its RandAugment follows it."""
     from torchvision.transforms import InterpolationMode, v2
@@ -114,6 +145,9 @@ RECIPES: dict[str, Callable[[tuple[int, int]], list[Transform]]] = {
     "dermoscopy": _dermoscopy,
     "photograph": _photograph,
     "fundus": _fundus,
+    "oct": _oct,
+    "ct": _ct,
+    "mri": _mri,
     "published_dne": _published_dne,
     "published_fairtune": _published_fairtune,
 }

@@ -21,7 +21,7 @@ from evenhand.data.table import TableSpec, label_array, nearest, read_table
 from evenhand.errors import InputError
 
 SCHEMA = "evenhand.dataset/1"
-MODALITIES = ("chest_film", "dermoscopy", "photograph", "fundus")
+MODALITIES = ("chest_film", "dermoscopy", "photograph", "fundus", "oct", "ct", "mri")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def prepare_csv(
         size: side of the stored images in pixels.
         resize: ``crop`` (short side, then centre), ``pad`` or ``stretch``.
         kind: ``binary``, ``multiclass`` or ``multilabel``; None: told from the labels.
-        modality: ``chest_film``, ``dermoscopy``, ``photograph`` or ``fundus``.
+        modality: ``chest_film``, ``dermoscopy``, ``photograph``, ``fundus``, ``oct``, ``ct`` or ``mri``.
         channels: 1 or 3; None: 1 where every image is grey.
         fractions: shares of train, val and test, used where the table has no split column.
         columns: the table's names for image, patient and split.

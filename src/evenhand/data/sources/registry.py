@@ -53,3 +53,16 @@ def find_source(name: str) -> Any:
 def all_sources() -> dict[str, Info]:
     """Name -> what is said about it, for every public data set."""
     return {name: import_module(f"{FOLDER}.{name}").INFO for name in source_names()}
+
+
+def list_sources(modality: str | None = None) -> tuple[Info, ...]:
+    """What is said about every public data set that `prepare_source` reads, sorted by name.
+
+    Args:
+        modality: only those of this modality, as ``dermoscopy``; default: all.
+
+    Example:
+        >>> [info.title for info in list_sources("chest_film") if info.name == "nih"]
+        ['NIH ChestX-ray14']
+    """
+    return tuple(info for info in all_sources().values() if modality in (None, info.modality))
