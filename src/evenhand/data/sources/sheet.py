@@ -24,6 +24,18 @@ def read_sheet(path: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: not such a workbook, or it is damaged.
     """
+    rows = sheet_rows(path)
+    names = {column: name for column, name in rows[0].items() if name is not None}
+    cells = {name: [row.get(column) for row in rows[1:]] for column, name in names.items()}
+    return pd.DataFrame({name: pd.Series(values, dtype="str") for name, values in cells.items()})
+
+
+def sheet_rows(path: str | Path) -> list[dict[int, str | None]]:
+    """The rows of the first sheet that are not empty, each as column number (from 0) -> text; for sheets with several header rows.
+
+    Raises:
+        ValueError: not such a workbook, or it is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as book:
             strings = _strings(book)
@@ -33,9 +45,7 @@ def read_sheet(path: str | Path) -> pd.DataFrame:
         raise ValueError("not an .xlsx workbook, or damaged; an old .xls must be saved as .xlsx") from error
     if not rows:
         raise ValueError("the first sheet is empty")
-    names = {column: name for column, name in rows[0].items() if name is not None}
-    cells = {name: [row.get(column) for row in rows[1:]] for column, name in names.items()}
-    return pd.DataFrame({name: pd.Series(values, dtype="str") for name, values in cells.items()})
+    return rows
 
 
 def _strings(book: zipfile.ZipFile) -> list[str]:
