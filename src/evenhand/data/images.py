@@ -39,36 +39,55 @@ class Header(NamedTuple):
 def probe_image(path: str | Path) -> Header:
     """Bits and channels from the header, without decoding pixels.
 
+    Args:
+        path: the file, or a reference into one (`evenhand.data.references`).
+
     Raises:
         ImageError: missing, unreadable, or of a kind that is not supported.
     """
-    with _reworded(), _stream(path) as stream:
-        head = stream.read(132)
-        stream.seek(0)
-        kind = _kind(head)
-        if kind == "dicom":
-            from evenhand.data.dicom import dicom_bits_channels
+    with _reworded():
+        reference = _reference(path)
+        if reference is not None:
+            from evenhand.data.references import probe_reference
 
-            return Header(*dicom_bits_channels(stream))
-        if kind == "numpy":
-            array = _numpy_array(stream)
-            return Header(8 if array.dtype in (np.uint8, np.bool_) else 16, 1 if array.ndim == 2 else 3)
-        if _is_deep_colour_png(head):
-            return Header(16, 1 if head[25] == 4 else 3)
-        image = _open(stream)
-        deep = image.mode.startswith("I") or image.mode == "F"
-        return Header(16 if deep else 8, 1 if deep or image.mode in _GREY_MODES else 3)
+            return probe_reference(reference)
+        with _stream(path) as stream:
+            return _probe(stream)
+
+
+def probe_bytes(data: bytes) -> Header:
+    """As `probe_image`, of a file's content."""
+    with _reworded():
+        return _probe(BytesIO(data))
+
+
+def _probe(stream: BinaryIO, page: int | None = None) -> Header:
+    head = stream.read(132)
+    stream.seek(0)
+    kind = _kind(head)
+    if kind == "dicom":
+        from evenhand.data.dicom import dicom_bits_channels
+
+        return Header(*dicom_bits_channels(stream))
+    if kind == "numpy":
+        array = _numpy_array(stream)
+        return array_header(array.shape, array.dtype)
+    if _is_deep_colour_png(head):
+        return Header(16, 1 if head[25] == 4 else 3)
+    image = _open(stream, page)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    return Header(16 if deep else 8, 1 if deep or image.mode in _GREY_MODES else 3)
 
 
 def read_image(path: str | Path) -> Pixels:
     """Decode one file.
 
     PNG, JPEG, TIFF and BMP of 8 or 16 bits, NumPy ``.npy`` / ``.npz`` (uint8, uint16, bool, or float in [0, 1]; (h, w),
-    (h, w, 1 or 3) or (1 or 3, h, w)), uncompressed DICOM. Palettes become colours, transparency lies on black, CMYK and other
+    (h, w, 1 or 3) or (1 or 3, h, w)), DICOM. Palettes become colours, transparency lies on black, CMYK and other
     colour spaces become RGB, the EXIF orientation is applied.
 
     Args:
-        path: the file.
+        path: the file, or a reference into one (`evenhand.data.references`).
 
     Returns:
         uint8, or uint16 where the source has more than 8 bits; (h, w) for grey, (h, w, 3) for colour.
@@ -77,13 +96,36 @@ def read_image(path: str | Path) -> Pixels:
         ImageError: missing, truncated, unreadable, or of a kind that is not supported; one line saying which and why.
     """
     with _reworded():
+        reference = _reference(path)
+        if reference is not None:
+            from evenhand.data.references import read_reference
+
+            return read_reference(reference)
         with _stream(path) as stream:
             data = stream.read()
         return decode_image(data)
 
 
-def decode_image(data: bytes) -> Pixels:
+def probe_page(path: str | Path, page: int | None) -> Header:
+    """As `probe_image`, of one page of a TIFF file (from 0)."""
+    with _reworded(), _stream(path) as stream:
+        return _probe(stream, page)
+
+
+def read_page(path: str | Path, page: int | None) -> Pixels:
+    """As `read_image`, of one page of a TIFF file (from 0)."""
+    with _reworded():
+        with _stream(path) as stream:
+            data = stream.read()
+        return decode_image(data, page)
+
+
+def decode_image(data: bytes, page: int | None = None) -> Pixels:
     """As `read_image`, of a file's content.
+
+    Args:
+        data: the content.
+        page: page of a TIFF file, from 0; None: it must have one only.
 
     Raises:
         ImageError: truncated, unreadable, or of a kind that is not supported; one line saying why.
@@ -95,13 +137,13 @@ def decode_image(data: bytes) -> Pixels:
 
             pixels = decode_dicom(data)
         elif kind == "numpy":
-            pixels = _quantise_numpy(_numpy_array(BytesIO(data)))
+            pixels = array_pixels(_numpy_array(BytesIO(data)))
         elif _is_deep_colour_png(data):
             _require_complete(data)
             pixels = _decode_deep_colour_png(data)
         else:
             _require_complete(data)
-            pixels = _decode_pillow(data)
+            pixels = _decode_pillow(data, page)
         if 0 in pixels.shape:
             raise ImageError(f"image is empty, its shape is {pixels.shape}")
         return pixels
@@ -177,8 +219,22 @@ def _stream(path: str | Path) -> BinaryIO:
     return stream
 
 
+def _reference(path: str | Path) -> Any:
+    from evenhand.data.references import find_reference
+
+    return find_reference(path)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM: the mark after the preamble, or, without a preamble, a first element of group 2 or 8."""
+    if head[128:132] == b"DICM":
+        return True
+    little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and (head[4:6].isupper() or head[6:8] == b"\x00\x00")
+    return little or (head[:3] == b"\x00\x08\x00" and head[4:6].isupper())
+
+
 def _kind(data: bytes) -> str:
-    if data[128:132] == b"DICM":
+    if is_dicom(data[:132]):
         return "dicom"
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         return "numpy"
@@ -217,10 +273,15 @@ def _require_complete(data: bytes) -> None:
         raise ImageError("PNG file is truncated (no end chunk)")
 
 
-def _open(stream: BinaryIO) -> Image.Image:
+def _open(stream: BinaryIO, page: int | None = None) -> Image.Image:
     image = Image.open(stream, formats=FORMATS)
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a phone photograph with a preview beside it
-        raise ImageError(f"{image.format} file has {image.n_frames} pages, but one row of the table is one image")  # type: ignore[attr-defined]
+    pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # MPO: a phone photograph with a preview beside it
+    if page is None and pages > 1:
+        raise ImageError(f"{image.format} file has {pages} pages, but one row of the table is one image; name one, as in '#frame=0'")
+    if page is not None and page >= pages:
+        raise ImageError(f"frame {page} is out of range, the {image.format} file has {pages} page{'s' if pages > 1 else ''}")
+    if page:
+        image.seek(page)
     if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "CMYK", "LA"):
         bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
         if max(bits) > 8:
@@ -228,9 +289,9 @@ def _open(stream: BinaryIO) -> Image.Image:
     return image
 
 
-def _decode_pillow(data: bytes) -> Pixels:
+def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
     with _truncation_is_an_error():
-        image = _open(BytesIO(data))
+        image = _open(BytesIO(data), page)
         image.load()
     image = ImageOps.exif_transpose(image)
     mode = image.mode
@@ -286,19 +347,39 @@ def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
         if len(names) != 1 and "image" not in names:
             raise ImageError(f".npz holds the arrays {names}; it must hold one, or one named 'image'")
         loaded = loaded["image" if "image" in names else names[0]]
-    shape = loaded.shape
-    if loaded.ndim == 3 and shape[2] not in (1, 3) and shape[0] in (1, 3):
-        loaded = np.moveaxis(loaded, 0, 2)
-    if loaded.ndim not in (2, 3) or (loaded.ndim == 3 and loaded.shape[2] not in (1, 3)):
-        raise ImageError(f"array has shape {shape}, but must be (h, w), (h, w, 1 or 3) or (1 or 3, h, w)")
-    if loaded.dtype not in (np.uint8, np.uint16, np.bool_) and loaded.dtype.kind != "f":
-        raise ImageError(f"array has type {loaded.dtype}, but must be uint8, uint16, bool, or float in [0, 1]")
-    return cast(npt.NDArray[Any], loaded[..., 0] if loaded.ndim == 3 and loaded.shape[2] == 1 else loaded)
+    return cast(npt.NDArray[Any], loaded)
 
 
-def _quantise_numpy(array: npt.NDArray[Any]) -> Pixels:
+def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Header:
+    """Bits and channels of an array that is an image.
+
+    Raises:
+        ImageError: it is none.
+    """
+    array = _laid_out(np.broadcast_to(np.empty((), dtype), shape))
+    return Header(8 if array.dtype in (np.uint8, np.bool_) else 16, 1 if array.ndim == 2 else 3)
+
+
+def array_pixels(array: npt.NDArray[Any]) -> Pixels:
+    """An array that is an image: uint8, uint16, bool, or float in [0, 1]; (h, w), (h, w, 1 or 3) or (1 or 3, h, w).
+
+    Raises:
+        ImageError: it is none.
+    """
+    array = _laid_out(array)
     if array.size == 0 or array.dtype in (np.uint8, np.uint16):
         return np.ascontiguousarray(array)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     return _unit_to_uint16(array)
+
+
+def _laid_out(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    shape = array.shape
+    if array.ndim == 3 and shape[2] not in (1, 3) and shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise ImageError(f"array has shape {shape}, but must be (h, w), (h, w, 1 or 3) or (1 or 3, h, w)")
+    if array.dtype not in (np.uint8, np.uint16, np.bool_) and array.dtype.kind != "f":
+        raise ImageError(f"array has type {array.dtype}, but must be uint8, uint16, bool, or float in [0, 1]")
+    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array

@@ -1,0 +1,284 @@
+"""Images inside other files: ``PATH#key=value&key=value`` names one row, frame, slice or projection of a file or folder.
+
+A cell of the image column is a path or such a reference. It is split at its last ``#``; what follows must be ``key=value`` pairs, and
+a file that has the whole text as its name comes first. The keys:
+
+========== ==================================================================================================================
+array      ``NAME``: the array of an ``.npz``, ``.mat`` or HDF5 file (``group/name``); not needed where it holds one only
+row        ``K``: index on the first axis of an array (``.npy``, ``.npz``, ``.mat``, HDF5), or row of a parquet file; from 0
+column     ``NAME``: column of a parquet file, holding encoded images (bytes, or the struct of bytes and path of Hugging Face)
+frame      ``K``: frame of a DICOM file, page of a TIFF file; from 0
+axis       ``0``, ``1`` or ``2``: the axis of a volume that ``slice`` or ``project`` takes away
+slice      ``K`` (from 0) or ``middle`` (n // 2)
+project    ``max`` or ``mean`` along the axis
+window     ``CENTRE,WIDTH``: centre - width / 2 becomes black, centre + width / 2 white (CT: in HU; DICOM: after the modality step)
+window_index ``K``: the window of a DICOM header that counts, from 0; without it the first
+scale      ``LOW,HIGH``: LOW becomes black, HIGH white; ``percentile``: the 0.5 and 99.5 percentile of the whole volume (for MR,
+           which has no units)
+orient     ``ras`` (NIfTI): axes 0, 1, 2 run to the right, front and top of the patient, and the picture stands upright: front or
+           top at its upper edge, the patient's left (in sagittal slices: back) at its left edge
+========== ==================================================================================================================
+
+A volume is an array of three axes: NIfTI, Analyze, a ``.npy``, ``.npz``, ``.mat`` or HDF5 array (after ``row``), a DICOM file of several
+frames, or a folder of one DICOM series (``FOLDER/#axis=0&...``; axis 0 runs along the normal of the slices, by position, else by instance
+number). Without ``orient`` the picture's rows and columns are the other two axes in stored order. With ``window`` or ``scale`` values
+become uint16; without them an array must be an image already: uint8 (stays so), uint16, bool, or float in [0, 1]. NaN is black.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenhand.errors import ImageError, nearest
+
+if TYPE_CHECKING:
+    from evenhand.data.images import Header, Pixels
+
+KEYS = ("array", "row", "column", "frame", "axis", "slice", "project", "window", "window_index", "scale", "orient")
+NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
+VOLUMES = (*NIFTI, ".mat", ".h5", ".hdf5", ".hdf", ".parquet")
+"""Files that are read through references only, so that a path without keys is answered with what is lacking."""
+_ARRAY = frozenset({"array", "row", "axis", "slice", "project", "window", "scale"})
+_ALLOWED: dict[str, frozenset[str]] = {
+    "parquet": frozenset({"row", "column"}),
+    "array": _ARRAY,
+    "nifti": (_ARRAY | {"orient"}) - {"array", "row"},
+    "folder": _ARRAY - {"array", "row"},
+    "dicom": (_ARRAY | {"frame", "window_index"}) - {"array", "row"},
+    "image": frozenset({"frame"}),
+}
+_WORDS = {
+    "parquet": "a parquet file", "array": "a file of arrays", "nifti": "a NIfTI or Analyze file", "folder": "a folder of DICOM files",
+    "dicom": "a DICOM file", "image": "an image file",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A place in a file.
+
+    Attributes:
+        path: the file or folder.
+        keys: key -> value as text.
+    """
+
+    path: str
+    keys: Mapping[str, str]
+
+    def whole(self, key: str) -> int | None:
+        """A key's value as a number from 0, None where it is absent.
+
+        Raises:
+            ImageError: it is no such number.
+        """
+        text = self.keys.get(key)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit()):
+            raise ImageError(f"{key} is '{text}', but must be a whole number from 0")
+        return int(text)
+
+    def pair(self, key: str) -> tuple[float, float] | None:
+        """A key's two numbers, None where it is absent.
+
+        Raises:
+            ImageError: it is not two numbers with a comma between.
+        """
+        text = self.keys.get(key)
+        if text is None:
+            return None
+        try:
+            first, second = (float(part) for part in text.split(","))
+        except ValueError:
+            raise ImageError(f"{key} is '{text}', but must be two numbers with a comma between") from None
+        return first, second
+
+
+def find_reference(text: str | Path) -> Reference | None:
+    """The reference that a path is, None for the plain path of an image file.
+
+    Raises:
+        ImageError: an unknown key, or a key given twice.
+
+    Example:
+        >>> find_reference("scan.npz#array=oct&axis=0&slice=middle").keys
+        {'array': 'oct', 'axis': '0', 'slice': 'middle'}
+        >>> find_reference("case #3.png") is None
+        True
+    """
+    text = str(text)
+    path, mark, tail = text.rpartition("#")
+    if not mark or "=" not in tail or os.path.isfile(text):
+        return Reference(text, {}) if text.lower().endswith(VOLUMES) else None
+    keys: dict[str, str] = {}
+    for part in tail.split("&"):
+        name, equals, value = part.partition("=")
+        if name not in KEYS:
+            raise ImageError(f"reference '#{tail}' has the unknown key '{name}'; {nearest(name, KEYS)}")
+        if not equals or not value or name in keys:
+            raise ImageError(f"reference '#{tail}' must give '{name}' one value, once")
+        keys[name] = value
+    return Reference(path, keys)
+
+
+def file_behind(text: str | Path) -> str:
+    """The file or folder that a path or reference lies in; what is no well-formed reference is a path.
+
+    Example:
+        >>> file_behind("a/b.npz#row=3"), file_behind("series/#axis=0&slice=middle"), file_behind("c#3.png")
+        ('a/b.npz', 'series/', 'c#3.png')
+    """
+    path, mark, tail = str(text).rpartition("#")
+    return path if mark and "=" in tail and not os.path.isfile(text) else str(text)
+
+
+def is_there(text: str | Path) -> bool:
+    """Whether the file of a path, or the file or folder behind a reference, exists."""
+    path = file_behind(text)
+    return os.path.isfile(path) or (path != str(text) and os.path.isdir(path))
+
+
+def probe_reference(reference: Reference) -> Header:
+    """As `evenhand.data.images.probe_image`.
+
+    Raises:
+        ImageError: missing, unreadable, or the reference does not fit the file.
+    """
+    from evenhand.data import images
+
+    kind = _kind(reference)
+    if kind == "parquet":
+        return images.probe_bytes(_parquet_cell(reference))
+    if kind == "image":
+        return images.probe_page(reference.path, reference.whole("frame"))
+    if kind == "dicom" and "axis" not in reference.keys:
+        from evenhand.data.dicom import dicom_bits_channels
+
+        with open(reference.path, "rb") as stream:
+            return images.Header(*dicom_bits_channels(stream, _view(reference)))
+    from evenhand.data.volumes import Rule, open_volume
+
+    return open_volume(reference, kind).header(Rule.of(reference))
+
+
+def read_reference(reference: Reference) -> Pixels:
+    """As `evenhand.data.images.read_image`.
+
+    Raises:
+        ImageError: missing, unreadable, or the reference does not fit the file.
+    """
+    from evenhand.data import images
+
+    kind = _kind(reference)
+    if kind == "parquet":
+        return images.decode_image(_parquet_cell(reference))
+    if kind == "image":
+        return images.read_page(reference.path, reference.whole("frame"))
+    if kind == "dicom" and "axis" not in reference.keys:
+        from evenhand.data.dicom import decode_dicom
+
+        return decode_dicom(Path(reference.path).read_bytes(), _view(reference))
+    from evenhand.data.volumes import Rule, open_volume
+
+    return open_volume(reference, kind).picture(Rule.of(reference))
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size and time of change, so that what is kept of a file is not used once the file is another."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+def _kind(reference: Reference) -> str:
+    path = reference.path
+    if os.path.isdir(path):
+        kind = "folder"
+    else:
+        if not os.path.exists(path):
+            raise ImageError("file is missing")
+        with open(path, "rb") as stream:
+            kind = _kind_of_file(path, stream.read(132))
+    odd = [key for key in reference.keys if key not in _ALLOWED[kind]]
+    if odd:
+        known = ", ".join(key for key in KEYS if key in _ALLOWED[kind])
+        raise ImageError(f"'{odd[0]}' is not a key for {_WORDS[kind]}; its keys are {known}")
+    return kind
+
+
+def _kind_of_file(path: str, head: bytes) -> str:
+    from evenhand.data.images import is_dicom
+
+    if not head:
+        raise ImageError("file is empty (0 bytes)")
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if path.lower().endswith(NIFTI):
+        return "nifti"
+    if is_dicom(head):
+        return "dicom"
+    if head[:6] == b"\x93NUMPY" or head[:4] == b"PK\x03\x04" or head[:8] == b"\x89HDF\r\n\x1a\n" or head[:6] == b"MATLAB":
+        return "array"
+    if path.lower().endswith((".mat", ".h5", ".hdf5", ".hdf")):
+        return "array"
+    return "image"
+
+
+def _view(reference: Reference) -> Any:
+    from evenhand.data.dicom import View
+
+    if "window" in reference.keys and "window_index" in reference.keys:
+        raise ImageError("a reference takes 'window' or 'window_index', not both")
+    if "scale" in reference.keys:
+        raise ImageError("'scale' is for volumes; a DICOM image takes 'window'")
+    return View(reference.whole("frame"), reference.pair("window"), reference.whole("window_index"))
+
+
+def _parquet_cell(reference: Reference) -> bytes:
+    """The encoded image in a row of a parquet file."""
+    row = reference.whole("row")
+    if row is None:
+        raise ImageError("a reference into a parquet file must give its row, as in '#row=0&column=image'")
+    path, mark = reference.path, stamp(reference.path)
+    column = reference.keys.get("column", "image")
+    starts = _row_groups(path, mark, column)
+    if row >= starts[-1]:
+        raise ImageError(f"row {row} is out of range, the parquet file has {starts[-1]} rows")
+    group = next(k for k in range(len(starts) - 1) if row < starts[k + 1])
+    cell = _row_group(path, mark, column, group)[row - starts[group]].as_py()
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(cell, dict) and data is None and cell.get("path"):
+        beside = Path(path).parent / cell["path"]
+        if not beside.is_file():
+            raise ImageError(f"row {row} of the parquet file holds only a file name, and that file is not beside it")
+        data = beside.read_bytes()
+    if not data:
+        raise ImageError(f"row {row} of the parquet file holds no image in column '{column}'")
+    if not isinstance(data, bytes):
+        raise ImageError(f"column '{column}' of the parquet file holds {type(data).__name__}, but must hold encoded images (bytes)")
+    return data
+
+
+@lru_cache(maxsize=8)
+def _row_groups(path: str, mark: tuple[int, int], column: str) -> tuple[int, ...]:
+    """First row of every row group, and the number of rows."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        names = list(file.schema_arrow.names)
+        if column not in names:
+            raise ImageError(f"the parquet file has no column '{column}'; {nearest(column, names)}")
+        counts = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+    return tuple(sum(counts[:k]) for k in range(len(counts) + 1))
+
+
+@lru_cache(maxsize=1)
+def _row_group(path: str, mark: tuple[int, int], column: str, group: int) -> Any:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(column)
