@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evenhand.data.building as building
 import evenhand.data.cache as cache_module
 from evenhand.data.cache import ImageCache, build_cache
 from evenhand.errors import DiskFullError, ImageError, InputError
@@ -70,7 +71,7 @@ def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
 def test_again_is_a_no_op_and_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_images(tmp_path / "i", 4)
     first, _ = build_cache(files, tmp_path / "c", size=8)
-    monkeypatch.setattr(cache_module, "_build", lambda *a: pytest.fail("built again"))
+    monkeypatch.setattr(cache_module, "build_alone", lambda *a: pytest.fail("built again"))
     assert build_cache(files, tmp_path / "c", size=8)[0].fingerprint == first.fingerprint
     with pytest.raises(InputError, match=r"size 8 \(asked for: 9\)"):
         build_cache(files, tmp_path / "c", size=9)
@@ -100,13 +101,14 @@ def test_unreadable_images_are_all_listed_and_nothing_is_left(tmp_path: Path) ->
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_images(tmp_path / "i", 100)
     code = (
-        "import os, sys, evenhand.data.cache as c\n"
+        "import os, sys, evenhand.data.building as c\n"
         "real = c.decode_chunk\n"
         "def dies(task):\n"
         "    if task[1].start >= 64: os.kill(os.getpid(), 9)\n"
         "    return real(task)\n"
         "c.decode_chunk = dies\n"
-        f"c.build_cache({[str(f) for f in files]!r}, {str(tmp_path / 'c')!r}, size=8, workers=1)\n"
+        "from evenhand.data.cache import build_cache\n"
+        f"build_cache({[str(f) for f in files]!r}, {str(tmp_path / 'c')!r}, size=8, workers=1)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with pytest.raises(InputError, match="not complete"):
@@ -118,8 +120,8 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
     with journal.open("a") as file:
         file.write('{"start": 64, "ha')  # killed in the middle of a line
     seen: list[int] = []
-    real = cache_module.decode_chunk
-    monkeypatch.setattr(cache_module, "decode_chunk", lambda task: (seen.append(task[1].start), real(task))[1])
+    real = building.decode_chunk
+    monkeypatch.setattr(building, "decode_chunk", lambda task: (seen.append(task[1].start), real(task))[1])
     cache, _ = build_cache(files, tmp_path / "c", size=8, workers=1)
     assert seen == [64, 96]
     whole, _ = build_cache(files, tmp_path / "d", size=8, workers=1)
@@ -130,10 +132,11 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
 def test_a_second_writer_waits_and_takes_the_first_ones_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = write_images(tmp_path / "i", 40)
     code = (
-        "import time, evenhand.data.cache as c\n"
+        "import time, evenhand.data.building as c\n"
         "real = c.decode_chunk\n"
         f"c.decode_chunk = lambda task: (open({str(tmp_path / 'begun')!r}, 'w').close(), time.sleep(1), real(task))[2]\n"
-        f"c.build_cache({[str(f) for f in files]!r}, {str(tmp_path / 'c')!r}, size=8, workers=1)\n"
+        "from evenhand.data.cache import build_cache\n"
+        f"build_cache({[str(f) for f in files]!r}, {str(tmp_path / 'c')!r}, size=8, workers=1)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as first:
         while not (tmp_path / "begun").exists() and first.poll() is None:
@@ -157,7 +160,7 @@ def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytes
     assert caught.value.exit_code == 4
     assert list((tmp_path / "c").iterdir()) == []
     with monkeypatch.context() as patch:  # full in the middle: what is done is kept, and the same call goes on
-        patch.setattr(cache_module, "decode_chunk", full)
+        patch.setattr(building, "decode_chunk", full)
         with pytest.raises(DiskFullError):
             build_cache(files, tmp_path / "c", size=8)
     assert len(build_cache(files, tmp_path / "c", size=8)[0]) == 4

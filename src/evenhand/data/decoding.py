@@ -30,13 +30,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Grid:
-    """Where decoded images go: a flat file of ``n`` rows, each (channels, size, size) of ``bits`` bits."""
+    """Where decoded images go: a flat file of rows (channels, size, size) of ``bits`` bits, of which the first is row ``first``."""
 
     path: str
     size: int
     resize: Resize
     channels: int
     bits: int
+    first: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -88,7 +89,7 @@ def decode_chunk(task: tuple[Grid, Chunk]) -> Decoded:
                 except MemoryError:
                     failed[position] = "image is too large for the memory of this machine"
             if row:
-                _write_at(descriptor, row, position * grid.row_bytes)
+                _write_at(descriptor, row, (position - grid.first) * grid.row_bytes)
             hashes.append(hashlib.blake2b(row, digest_size=HASH_BYTES).digest())
     finally:
         os.close(descriptor)
