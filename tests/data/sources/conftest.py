@@ -49,7 +49,7 @@ def story(tmp_path: Path) -> Callable[..., PreparedData]:
         assert prepare_source(name, raw, out, **options).fingerprint == data.fingerprint
         assert _state(out) == written, "a second call does nothing"
         run = train(compose("train", [f"data={out}", *TINY, f"out={tmp_path / 'runs' / name}"]))
-        assert (run / "audit.json").is_file()
+        assert (Path(run) / "audit.json").is_file()
         assert _state(raw) == before, "the raw folder is only read"
         return data
 

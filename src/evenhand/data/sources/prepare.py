@@ -11,6 +11,7 @@ from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
 from evenhand.data.prepare import REST, Origin, Settings, make_spec, prepare_frame
 from evenhand.data.sources.base import Choice, Found, Info, SplitRule, Task
+from evenhand.data.sources.inventory import take_stock
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.registry import find_source
 from evenhand.data.table import SPLITS, Kind, missing_rows
@@ -39,6 +40,7 @@ def prepare_source(
     keep_going: bool = False,
     seed: int = 0,
     progress: bool = False,
+    shared: bool = False,
 ) -> PreparedData:
     """Read a public data set's raw download, decode its images once, and write a prepared data set.
 
@@ -63,6 +65,7 @@ def prepare_source(
         keep_going: leave missing and unreadable images out (listed in ``excluded.csv``) instead of refusing.
         seed: of the splits.
         progress: show progress bars.
+        shared: share the decoding with every process, on this machine or others, that makes the same call on the same ``out``.
 
     Returns:
         The prepared data set, opened.
@@ -85,13 +88,15 @@ def prepare_source(
     choice = make_choice(info, task, split, options or {})
     chosen = _labels(info, choice.task, labels)
     settings = Settings(
-        size or info.size, resize or info.resize, info.modality, channels or info.channels, fractions, seed, workers, keep_going, progress
+        size or info.size, resize or info.resize, info.modality, channels or info.channels, fractions, seed, workers, keep_going, progress,
+        shared,
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
     _check_place(folder.root, Path(out))
     found: Found = source.read(folder, choice)
     found.frame = _text(found.frame)
+    take_stock(folder, found, keep_going)
     notes = [*found.notes, *_count_notes(info, found.counts)]
     named = list(info.default_attributes) if attributes is None else list(attributes)
     _check_attributes(info, found.frame, named)

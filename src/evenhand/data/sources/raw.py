@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class RawFolder:
         path = self.file(*names)
         try:
             frame = _read(path, separator, encoding)
-        except (ValueError, OSError, EOFError, pd.errors.ParserError) as error:
+        except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise InputError(f"{path} cannot be read as a table ({reason}); download it again") from error
         frame = frame.rename(columns=lambda name: str(name).strip())
@@ -88,11 +89,24 @@ class RawFolder:
             raise InputError(f"{path.name} has other columns than this release of the set: {words}. Is it the file of this data set?")
         return frame.assign(**{name: pd.Series(pd.NA, index=frame.index, dtype="string") for name in optional if name not in frame})
 
+    def lines(self, *names: str) -> list[str]:
+        """The lines of a text file that are not empty, without outer spaces; the first of these paths that is a file.
+
+        Raises:
+            InputError: no such file, or it is not text in UTF-8.
+        """
+        path = self.file(*names)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path} cannot be read as text ({str(error).splitlines()[0]}); download it again") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
     def walk(self, folder: str = ".", suffixes: Sequence[str] = IMAGES) -> list[str]:
         """Sorted POSIX paths, relative to the root, of the files under a folder whose names end so (case does not matter)."""
         found = []
         ends = tuple(suffixes)
-        for place, folders, files in os.walk(self.root / folder):
+        for place, folders, files in os.walk(self.root / folder, onerror=_refuse):
             folders[:] = [name for name in folders if name != "__MACOSX"]
             base = os.path.relpath(place, self.root).replace(os.sep, "/")
             prefix = "" if base == "." else base + "/"
@@ -118,6 +132,8 @@ class RawFolder:
             if any((parent / name).exists() for name in names):
                 return f"{parent} has it: give that folder"
         inside = sorted(path for path in self.root.iterdir())
+        if not inside:
+            return "it is empty"
         for path in inside:
             if path.is_dir() and any((path / name).exists() for name in names):
                 return f"{path} has it: give that folder"
@@ -126,6 +142,12 @@ class RawFolder:
             return f"it also holds archives that are not unpacked ({', '.join(packed[:5])}): unpack them in place"
         close = nearest(Path(names[0]).name, [path.name for path in inside], otherwise="")
         return close or "the layout that is read is listed below"
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is an error, and not an empty folder."""
+    if not isinstance(error, FileNotFoundError):
+        raise InputError(f"{error.filename} cannot be read ({(error.strerror or str(error)).lower()}); give yourself the right to read it")
 
 
 def _read(path: Path, separator: str, encoding: str) -> pd.DataFrame:

@@ -83,7 +83,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
 
 def _published(raw: RawFolder, names: pd.Series) -> pd.Series:
     """``test`` for the provider's test list, ``rest`` for the other one: val is drawn from it by patient."""
-    test, rest = (set(raw.file(name).read_text().split()) for name in ("test_list.txt", "train_val_list.txt"))
+    test, rest = (set(raw.lines(name)) for name in ("test_list.txt", "train_val_list.txt"))
     split = pd.Series(["test" if name in test else "rest" if name in rest else None for name in names], dtype="string")
     if split.isna().any():
         absent = int(split.isna().sum())
