@@ -220,3 +220,24 @@ def test_a_folder_that_is_removed_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shards, "_work", lambda *args: (_ for _ in ()).throw(FileNotFoundError(2, "gone", "x")))
     with pytest.raises(RunError, match="gone"):
         build_cache(files, tmp_path / "c", size=8, shared=True)
+
+
+def test_two_processes_prepare_one_data_set(tmp_path: Path) -> None:
+    import pandas as pd
+
+    from evenhand.data.datasets import PreparedData
+    from evenhand.data.sources.csv import prepare_csv
+
+    write_images(tmp_path / "i", N)
+    rows = {"image": [f"{k:03d}.png" for k in range(N)], "y": np.arange(N) % 2, "sex": np.where(np.arange(N) % 3, "f", "m")}
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    code = (
+        "import sys; from evenhand.data import shards; shards.LEAST_ROWS = 32; from evenhand.data.sources.csv import prepare_csv\n"
+        "prepare_csv(sys.argv[1], sys.argv[2], images=sys.argv[3], labels=['y'], attributes=['sex'], size=8, workers=1, shared=True)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "t.csv"), str(tmp_path / "out"), str(tmp_path / "i")]
+    running = [subprocess.Popen(arguments) for _ in range(2)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    alone = prepare_csv(tmp_path / "t.csv", tmp_path / "alone", images=tmp_path / "i", labels=["y"], attributes=["sex"], size=8)
+    assert PreparedData.open(tmp_path / "out").fingerprint == alone.fingerprint
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cache", "dataset.yaml", "table.csv"]

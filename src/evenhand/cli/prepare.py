@@ -54,6 +54,9 @@ def prepare_command(
     max_groups: Annotated[int, typer.Option(help="csv: most groups one attribute may have; default: 50.", show_default=False)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the splits, where none is published.")] = 0,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0: one a processor core.")] = 0,
+    several: Annotated[
+        bool, typer.Option("--shared", help="Share the work with every machine that runs the same command on the same folder OUT.")
+    ] = False,
 ) -> None:
     """Check a data set, decode its images once, and write a prepared data set.
 
@@ -70,7 +73,7 @@ def prepare_command(
     source, raw, out = _required(source, raw, out)
     shared: dict[str, Any] = {
         "bins": parse_bins(bins), "channels": channels or None, "fractions": parse_numbers(fractions, "fractions"),
-        "keep_going": keep_going, "seed": seed, "workers": workers or None, "progress": True,
+        "keep_going": keep_going, "seed": seed, "workers": workers or None, "progress": True, "shared": several,
     }
     own = source == "csv"
     _summarise(_prepare_own(raw, out, given, shared) if own else _prepare_public(source, raw, out, given, shared))

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Settings:
         workers: decoding processes; None: one a core, or none for few images.
         keep_going: leave unreadable images out (listed in ``excluded.csv``) instead of refusing.
         progress: show progress bars.
+        shared: share the decoding with every process, on this machine or others, that prepares the same data set in the same folder.
     """
 
     size: int = 224
@@ -60,6 +61,7 @@ class Settings:
     workers: int | None = None
     keep_going: bool = False
     progress: bool = False
+    shared: bool = False
 
     def check(self) -> None:
         """Refuse wrong options before anything is read.
@@ -146,11 +148,14 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(out / ".lock", lambda: log.warning("another process is preparing %s; waiting for it to finish", out)):
+        waiting = lambda: log.warning("another process is preparing %s; waiting for it to finish", out)  # noqa: E731
+        # several processes that share the work write the same table, each file whole: they need no lock
+        with nullcontext() if settings.shared else locked(out / ".lock", waiting):
             _check_out(out, origin.table, config)
             _, excluded = build_cache(
                 [origin.images / name for name in image_keys(frame)], out / "cache", size=settings.size, resize=settings.resize,
                 channels=settings.channels, workers=settings.workers, keep_going=settings.keep_going, progress=settings.progress,
+                shared=settings.shared,
             )
             if not (out / "dataset.yaml").exists():
                 _write(out, frame, spec, dropped, excluded, config, origin, notes)
@@ -201,9 +206,14 @@ def _check_out(out: Path, table: Path | None, config: Mapping[str, Any]) -> None
             other = ", ".join(differing)
             raise InputError(f"{out} holds a data set of another configuration (other {other}); choose another folder, or delete it")
         return
-    foreign = sorted({path.name for path in out.iterdir()} - _OURS)
+    foreign = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
     if foreign or ((out / "table.csv").exists() and not (out / "cache").is_dir()):
         raise InputError(f"{out} is not empty ({', '.join(foreign[:3] or ['table.csv'])}); give a new folder to write the data set to")
+
+
+def _is_ours(name: str) -> bool:
+    """Files of a prepared data set, also those that another process is just writing or that a kill has left."""
+    return name in _OURS or (name.endswith(".tmp") and name.startswith(tuple(f".{known}." for known in _OURS)))
 
 
 def _write(

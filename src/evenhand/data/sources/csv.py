@@ -37,6 +37,7 @@ def prepare_csv(
     max_groups: int = 50,
     seed: int = 0,
     progress: bool = False,
+    shared: bool = False,
 ) -> PreparedData:
     """Check a table, decode its images once, and write a prepared data set.
 
@@ -62,6 +63,7 @@ def prepare_csv(
         max_groups: most groups one attribute may have, joint ones included.
         seed: of the splits, where the table has none.
         progress: show progress bars.
+        shared: share the decoding with every process, on this machine or others, that makes the same call on the same ``out``.
 
     Returns:
         The prepared data set, opened.
@@ -72,7 +74,7 @@ def prepare_csv(
         InputError: an option is wrong, or ``out`` holds something else.
         DiskFullError: no room; nothing half-written is left.
     """
-    settings = Settings(size, resize, modality, channels, fractions, seed, workers, keep_going, progress)
+    settings = Settings(size, resize, modality, channels, fractions, seed, workers, keep_going, progress, shared)
     _check_options(Path(images), columns)
     settings.check()
     frame, notes = _canonical(read_table(table), columns)
