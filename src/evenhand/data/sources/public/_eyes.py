@@ -1,0 +1,81 @@
+"""What the eye sets share: sex, age and race with the published edges, numbers written as 1 or 1.0, the picture of an OCT volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from evenhand.data.sources.base import Attribute, Option
+from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+
+SEX = Attribute("sex", "female, male")
+OVER60 = Attribute("age_over60", "60 and under; over 60 (MEDFAIR's notebooks put 60 with the younger)")
+AGES = (
+    Attribute("age60", "under 60; 60 and over"),
+    OVER60,
+    Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
+    Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over (MEDFAIR)"),
+)
+RACES = {"0": "asian", "1": "black", "2": "white", "asian": "asian", "black": "black", "white": "white",
+         "black or african american": "black", "white or caucasian": "white"}
+VIEW = Option(
+    "view", ("middle", "max", "mean"),
+    "the picture of a volume: its middle B-scan, or the maximum or mean over all B-scans; the same rule for every patient",
+)
+
+
+def view_keys(view: str, axis: int) -> str:
+    """The part of a reference that takes one picture out of a volume.
+
+    Example:
+        >>> view_keys("middle", 2), view_keys("max", 0)
+        ('axis=2&slice=middle', 'axis=0&project=max')
+    """
+    return f"axis={axis}&" + ("slice=middle" if view == "middle" else f"project={view}")
+
+
+def plain_numbers(values: pd.Series) -> pd.Series:
+    """Numbers as text without a point where they are whole; what is no number is missing.
+
+    Example:
+        >>> plain_numbers(pd.Series(["1.0", "2", "0.5", "?", None])).tolist()
+        ['1', '2', '0.5', <NA>, <NA>]
+    """
+    numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
+    return numbers.map(lambda value: f"{value:g}", na_action="ignore").astype("string")
+
+
+def people(sex: pd.Series, age: pd.Series, notes: list[str], names: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Columns ``sex``, ``age`` and the age schemes, ``age_over60`` among them.
+
+    Args:
+        sex: as the provider writes it.
+        age: in years.
+        notes: what is odd is added.
+        names: the provider's words for sex -> ``female``, ``male``; None: the usual ones.
+    """
+    frame = pd.DataFrame({"sex": clean_sex(sex, notes, dict(names) if names else None), "age": clean_age(age, notes)}, index=sex.index)
+    return with_ages(frame).assign(age_over60=over(frame["age"], 60))
+
+
+def over(ages: pd.Series, edge: float) -> pd.Series:
+    """``60 and under`` and ``over 60``, missing where the age is.
+
+    Example:
+        >>> over(pd.Series(["60", "60.5", None]), 60).tolist()
+        ['60 and under', 'over 60', <NA>]
+    """
+    years = pd.to_numeric(ages, errors="coerce").astype("Float64")
+    return years.gt(edge).map({True: f"over {edge:g}", False: f"{edge:g} and under"}, na_action="ignore").astype("string")
+
+
+def known_races(values: pd.Series, notes: list[str]) -> pd.DataFrame:
+    """Columns ``race`` (asian, black, white) and ``race_white`` (white, other); anything else is missing and said."""
+    words = values.astype("string").str.strip().str.lower()
+    race = words.map(RACES).astype("string")
+    odd = int((race.isna() & words.notna() & ~words.isin(["", "-1", "unknown"])).sum())
+    if odd:
+        notes.append(f"race: {odd} values are none of asian, black, white and count as missing")
+    white = race.eq("white").map({True: "white", False: "other"}, na_action="ignore").astype("string")
+    return pd.DataFrame({"race": race, "race_white": white}, index=values.index)
