@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from evenhand.config import compose
+from evenhand.config.schema import TrainConfig
 from evenhand.data.datasets import PreparedData
 from evenhand.data.sources.prepare import prepare_source
 from evenhand.data.sources.registry import find_source
@@ -19,6 +22,12 @@ TINY = [
     "model=test_vit", "model.input_size=[32,32]", "model.precision=fp32", "trainer.accelerator=cpu", "trainer.progress=false",
     "audit.bootstrap=20", "audit.permutations=20", "method=linear_probe",
 ]
+
+
+@cache
+def _config() -> TrainConfig:
+    """A quick linear probe; composed once, since that takes as long as the probe."""
+    return compose("train", ["data.path=elsewhere", *TINY])
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def story(tmp_path: Path) -> Callable[..., PreparedData]:
         written = _state(out)
         assert prepare_source(name, raw, out, **options).fingerprint == data.fingerprint
         assert _state(out) == written, "a second call does nothing"
-        run = train(compose("train", [f"data={out}", *TINY, f"out={tmp_path / 'runs' / name}"]))
+        run = train(replace(_config(), data=replace(_config().data, path=str(out)), out=str(tmp_path / "runs" / name)))
         assert (Path(run) / "audit.json").is_file()
         assert _state(raw) == before, "the raw folder is only read"
         return data
