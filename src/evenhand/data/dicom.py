@@ -16,20 +16,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.data.dicom_codecs import all_installed, decode, find_decoder
 from evenhand.errors import ImageError
 
 BROKEN = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 """What the DICOM library raises on damaged files."""
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_CODECS = ("gdcm", "openjpeg", "jpeg_ls", "rle")
 _lock = threading.RLock()
 
 
@@ -198,7 +197,6 @@ def read_dataset(stream: BinaryIO, *, pixels: bool) -> Any:
 
 def _check_syntax(dataset: Any) -> None:
     """A transfer syntax that the header lacks is what the file was read by; one without a decoder is refused."""
-    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
@@ -209,7 +207,7 @@ def _check_syntax(dataset: Any) -> None:
     if not syntax.is_compressed or syntax == _DEFLATED:  # deflate packs the whole file, not the pixels
         return
     try:
-        decoder = get_decoder(UID(syntax))
+        decoder = find_decoder(UID(syntax))
     except NotImplementedError:
         raise ImageError(f"DICOM transfer syntax {syntax.name} ({syntax}) is compressed in a way that is not read; {_convert()}") from None
     if not decoder.is_available:
@@ -222,7 +220,7 @@ def _convert() -> str:
 
 def _decoders() -> str:
     """What to do about a compressed file that cannot be decoded."""
-    if all(find_spec(package) for package in _CODECS):
+    if all_installed():
         return f"cannot be decoded; {_convert()}"
     return "needs a decoder that is not installed; install the decoders with: pip install 'evenhand[dicom]'"
 
@@ -247,14 +245,12 @@ def stored_values(dataset: Any, frame: int | None) -> npt.NDArray[Any]:
     Raises:
         ImageError: missing or damaged, or no decoder that can.
     """
-    from pydicom.pixels.utils import pixel_array
-
     try:
-        return np.asarray(pixel_array(dataset, index=frame))
+        return decode(dataset, frame)
     except BROKEN as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         packed = syntax.is_compressed and syntax != _DEFLATED
-        more = f", and its transfer syntax {syntax.name} ({syntax}) {_decoders()}" if packed and not all(map(find_spec, _CODECS)) else ""
+        more = f", and its transfer syntax {syntax.name} ({syntax}) {_decoders()}" if packed and not all_installed() else ""
         raise ImageError(f"DICOM pixel data cannot be decoded ({_reason(error)}){more}") from error
 
 
@@ -297,7 +293,9 @@ def quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):  # one line a decoder
+        return "; ".join(lines[1:4])
     return lines[0] if lines else type(error).__name__
 
 

@@ -230,7 +230,7 @@ def is_dicom(head: bytes) -> bool:
     if head[128:132] == b"DICM":
         return True
     little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and (head[4:6].isupper() or head[6:8] == b"\x00\x00")
-    return little or (head[:3] == b"\x00\x08\x00" and head[4:6].isupper())
+    return little or (head[:3] in (b"\x00\x02\x00", b"\x00\x08\x00") and head[4:6].isupper())
 
 
 def _kind(data: bytes) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evenhand.data.groups import Groups, make_groups
+from evenhand.data.references import is_there
 from evenhand.errors import InputError, TableError
 
 Kind = Literal["binary", "multiclass", "multilabel"]
@@ -297,7 +298,7 @@ def _image_problems(frame: pd.DataFrame, spec: TableSpec, folder: Path | None) -
         positions = np.flatnonzero(keys == name)
         problems.append(f"image '{name}' is listed {len(positions)} times ({rows_text(positions)}); one row is one image")
     if folder is not None:
-        absent = [(row, name) for row, name in enumerate(keys) if name and not (folder / name).is_file()]
+        absent = [(row, name) for row, name in enumerate(keys) if name and not is_there(folder / name)]
         problems += [f"row {row + 1}: image '{name}' is missing in {folder}" for row, name in absent]
     return problems
 
