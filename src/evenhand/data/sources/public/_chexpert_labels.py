@@ -6,6 +6,7 @@ Published policies for -1 (Irvin et al., AAAI 2019): U-Ignore, U-Zeros, U-Ones. 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from evenhand.data.sources.base import Choice, Found, Option, Task
@@ -93,6 +94,21 @@ def add_labels(found: Found, choice: Choice) -> None:
         found.leave_out(labels[list(task.labels)].isna().all(axis=1).to_numpy(bool), f"neither {names}")
     elif task.kind == "binary":
         found.leave_out(labels[task.labels[0]].isna().to_numpy(bool), "the label is uncertain")
+
+
+def leave_views(found: Found, wanted: str, frontal: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Leave out the images of other views than the option asks for; which rows stayed.
+
+    Args:
+        found: its frame's column ``view`` is PA, AP, lateral, another word, or missing.
+        wanted: a value of `VIEW`.
+        frontal: which rows are frontal films.
+    """
+    views = found.frame["view"].fillna("")
+    word = {"pa": "PA", "ap": "AP", "lateral": "lateral"}.get(wanted)
+    kept = np.ones(len(views), bool) if wanted == "all" else frontal if word is None else views.eq(word).to_numpy(bool)
+    found.leave_out(~kept, f"not the view asked for (option view={wanted})")
+    return kept
 
 
 def versus(present: pd.Series, none: pd.Series) -> pd.Series:

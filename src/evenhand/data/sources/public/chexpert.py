@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option
-from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels
+from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import bin_ages, clean_age, clean_sex, with_ages
@@ -124,7 +122,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found.frame = with_ages(frame).assign(split=table["split"])
     found.counts = _counts(found.frame)
     _split(found, choice)
-    _views(found, choice.options["view"], frontal)
+    leave_views(found, choice.options["view"], frontal)
     add_labels(found, choice)
     return found
 
@@ -233,11 +231,3 @@ def _split(found: Found, choice: Choice) -> None:
     elif not found.frame["split"].eq("test").any():
         found.frame["split"] = found.frame["split"].map({"train": "rest", "val": "test"})
         found.notes.append("the public test set is not there: the validation table is the test split, and val is drawn from training")
-
-
-def _views(found: Found, wanted: str, frontal: npt.NDArray[np.bool_]) -> None:
-    views = found.frame["view"].fillna("")
-    keep = {
-        "frontal": pd.Series(frontal), "pa": views.eq("PA"), "ap": views.eq("AP"), "lateral": views.eq("lateral"), "all": views.eq(views),
-    }[wanted]
-    found.leave_out(~keep.to_numpy(bool), f"not the view asked for (option view={wanted})")
