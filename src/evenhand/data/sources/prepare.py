@@ -93,8 +93,8 @@ def prepare_source(
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
-    _check_place(folder.root, Path(out))
     found: Found = source.read(folder, choice)
+    _check_place(folder.root, Path(out))
     found.frame = _text(found.frame)
     take_stock(folder, found, keep_going)
     notes = [*found.notes, *_count_notes(info, found.counts)]

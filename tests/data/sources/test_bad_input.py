@@ -1,0 +1,271 @@
+"""What can be wrong with a download: one readable line that says what to do, nothing half-written, and it works once corrected."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from evenhand.cli.app import main
+from evenhand.data import building, datasets
+from evenhand.data import prepare as preparing
+from evenhand.data.sources.csv import prepare_csv
+from evenhand.data.sources.prepare import prepare_source
+from evenhand.errors import DiskFullError, EvenhandError, ImageError, InputError
+
+TABLE = "Data_Entry_2017_v2020.csv"
+
+
+@pytest.fixture
+def raw(miniature: Callable[..., Path]) -> Path:
+    """A whole raw folder of NIH ChestX-ray14."""
+    return miniature("nih", patients=12)
+
+
+def refusal(raw: Path, out: Path, **options: object) -> EvenhandError:
+    """What `prepare_source` says; nothing is written."""
+    with pytest.raises(EvenhandError) as caught:
+        prepare_source("nih", raw, out, size=8, workers=1, **options)
+    assert not out.exists()
+    assert "\n" not in caught.value.summary
+    return caught.value
+
+
+def works(raw: Path, out: Path, **options: object) -> datasets.PreparedData:
+    return prepare_source("nih", raw, out, size=8, workers=1, **options)
+
+
+def test_the_archive_itself_is_given(raw: Path, tmp_path: Path) -> None:
+    packed = Path(shutil.make_archive(str(tmp_path / "CXR8"), "zip", raw))
+    assert "is an archive; unpack it" in refusal(packed, tmp_path / "out").summary
+    assert "is not a folder" in refusal(tmp_path / "nowhere", tmp_path / "out").summary
+    (tmp_path / "empty").mkdir()
+    assert "it is empty" in refusal(tmp_path / "empty", tmp_path / "out").summary
+
+
+def test_archives_are_not_unpacked_at_all(raw: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (raw / "images").iterdir())
+    shutil.rmtree(raw / "images")
+    (raw / "images").mkdir()
+    for k in range(1, 13):
+        (raw / "images" / f"images_{k:03d}.tar.gz").write_bytes(b"\x1f\x8b")
+    error = refusal(raw, tmp_path / "out", keep_going=True)
+    assert error.summary.startswith(f"none of the 24 images that the set's tables name is in {raw}")
+    assert "(images/images_001.tar.gz, images/images_002.tar.gz, " in error.summary
+    assert "(12 in all)): unpack them in place" in error.summary
+    assert error.details == tuple(f"images/{name}" for name in names)
+
+
+def test_archives_are_half_unpacked(raw: Path, tmp_path: Path) -> None:
+    """The other spelling of the layout: one folder an archive, the last of which is not there."""
+    names = sorted(path.name for path in (raw / "images").iterdir())
+    for k, name in enumerate(names):
+        folder = raw / f"images_{k // 8 + 1:03d}" / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        (raw / "images" / name).rename(folder / name)
+    (raw / "images").rmdir()
+    whole = works(raw, tmp_path / "whole")
+    shutil.rmtree(raw / "images_003")
+    error = refusal(raw, tmp_path / "out")
+    assert f"8 of 24 images that the set's tables name are not in {raw}" in error.summary
+    assert "these folders are not there at all: images; unpack their archives, or leave these rows out with --keep-going" in error.summary
+    (raw / "images_003.tar.gz").write_bytes(b"\x1f\x8b")
+    assert "archives lie there that are not unpacked (images_003.tar.gz): unpack them in place" in refusal(raw, tmp_path / "out").summary
+    part = works(raw, tmp_path / "out", keep_going=True)
+    assert (len(whole), len(part)) == (24, 16)
+    excluded = pd.read_csv(tmp_path / "out" / "excluded.csv")
+    assert excluded["reason"].tolist() == ["its image is not in the raw folder"] * 8
+    assert "8 rows were left out: its image is not in the raw folder (excluded.csv)" in part.description["notes"]
+    assert part.description["excluded"]["definition"] == 8
+
+
+@pytest.mark.parametrize("level", ["one up", "one down"])
+def test_a_wrong_folder_level(raw: Path, tmp_path: Path, level: str) -> None:
+    given = raw.parent if level == "one up" else raw / "images"
+    error = refusal(given, tmp_path / "out")
+    assert f"{raw} has it: give that folder" in error.summary
+    assert error.details[0].startswith("Data_Entry_2017_v2020.csv")
+
+
+def test_missing_images_are_named_ten_of_them_and_counted(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = sorted((raw / "images").iterdir())[2:15]
+    for path in gone:
+        path.unlink()
+    assert main(["prepare", "nih", str(raw), str(tmp_path / "out"), "--size", "8", "--problems", str(tmp_path / "all.txt")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "13 of 24 images that the set's tables name are not in" in lines[0]
+    assert lines[1:11] == [f"  images/{path.name}" for path in gone[:10]]
+    assert lines[11:] == ["  … and 3 more"]
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == 14
+    assert not (tmp_path / "out").exists()
+
+
+def test_changed_column_names_are_met_with_the_nearest_one(raw: Path, tmp_path: Path) -> None:
+    table = raw / TABLE
+    text = table.read_text()
+    table.write_text(text.replace("Image Index", "Image_Index").replace("Patient Age", "Age of Patient"))
+    error = refusal(raw, tmp_path / "out")
+    assert "'Image Index' is absent, did you mean 'Image_Index'?" in error.summary
+    assert "'Patient Age' is absent, " in error.summary
+    assert "Is it the file of this data set?" in error.summary
+    table.write_text(text)
+    assert len(works(raw, tmp_path / "out")) == 24
+
+
+def test_images_without_rows_are_counted(raw: Path, tmp_path: Path) -> None:
+    table = raw / TABLE
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:4], *lines[6:]]) + "\n")
+    (raw / "images" / "readme.txt").write_text("not an image")
+    notes = works(raw, tmp_path / "out").description["notes"]
+    assert "2 image files are in no row of the set's tables and were left aside (images 2)" in notes
+
+
+def test_unreadable_images(raw: Path, tmp_path: Path) -> None:
+    images = sorted((raw / "images").iterdir())
+    images[0].write_bytes(b"")
+    images[1].write_bytes(images[1].read_bytes()[:-40])
+    images[2].write_text("<html>please log in</html>")
+    error = refusal(raw, tmp_path / "out")
+    assert isinstance(error, ImageError)
+    assert "3 of 24 images are missing or cannot be read" in error.summary
+    assert [line.split(": ")[-1] for line in error.details[:1]] == ["file is empty (0 bytes)"]
+    data = works(raw, tmp_path / "out", keep_going=True)
+    assert len(data) == 21
+    assert "3 rows were left out for an image that cannot be read (excluded.csv)" in data.description["notes"]
+
+
+def test_mixed_colour_modes(raw: Path, tmp_path: Path) -> None:
+    images = sorted((raw / "images").iterdir())
+    for path, mode in zip(images, ("RGB", "RGBA", "P", "LA", "1", "I;16", "CMYK"), strict=False):
+        picture = Image.open(path).convert("L")
+        picture = Image.fromarray(np.array(picture, np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+        picture.save(path, format="TIFF" if mode == "CMYK" else "PNG")
+    data = works(raw, tmp_path / "out")
+    assert (data.cache.shape, data.cache.dtype.name) == ((1, 8, 8), "uint16")
+    assert works(raw, tmp_path / "colour", channels=3).cache.shape == (3, 8, 8)
+
+
+def test_paths_with_spaces_and_letters_of_all_kinds(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = raw.rename(tmp_path / "Röntgen 胸部 #2 & 'más'")
+    out = tmp_path / "vorbereitet für später"
+    assert main(["prepare", "nih", str(place), str(out), "--size", "8", "--workers", "1"]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert datasets.PreparedData.open(out).description["source"]["raw"] == str(place)
+
+
+def test_the_raw_folder_may_be_read_only(raw: Path, tmp_path: Path) -> None:
+    for path in [raw, *raw.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        before = {path: path.stat().st_mtime_ns for path in [raw, *raw.rglob("*")]}
+        works(raw, tmp_path / "out")
+        assert {path: path.stat().st_mtime_ns for path in [raw, *raw.rglob("*")]} == before
+    finally:
+        for path in [raw, *raw.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_folders_that_may_not_be_read(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the operating system refuses it to all but the super-user."""
+    usual = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "images":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert f"{raw / 'images'} cannot be read (permission denied)" in refusal(raw, tmp_path / "out").summary
+
+
+@pytest.mark.parametrize("inside", [".", "images", "prepared/nih"])
+def test_nothing_is_written_into_the_raw_folder(raw: Path, inside: str) -> None:
+    with pytest.raises(InputError, match=r"lies inside the raw folder .*; choose a folder outside it"):
+        prepare_source("nih", raw, raw / inside, size=8)
+    assert not (raw / "prepared").exists()
+
+
+def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    assert isinstance(refusal(raw, tmp_path / "out"), DiskFullError)
+    monkeypatch.undo()
+    full = preparing.write_atomic
+
+    def write(path: Path, data: bytes) -> None:
+        if Path(path).name == "dataset.yaml":
+            raise DiskFullError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
+        full(path, data)
+
+    monkeypatch.setattr(preparing, "write_atomic", write)
+    with pytest.raises(DiskFullError):
+        works(raw, tmp_path / "out")
+    with pytest.raises(InputError, match="was not finished; run the same 'evenhand prepare' command again"):
+        datasets.PreparedData.open(tmp_path / "out")
+    monkeypatch.undo()
+    assert len(works(raw, tmp_path / "out")) == 24
+
+
+def test_tables_that_are_no_tables(raw: Path, tmp_path: Path) -> None:
+    table = raw / TABLE
+    whole = table.read_bytes()
+    for content, reason in (
+        (b"", "No columns to parse"), (b"PK\x03\x04" + bytes(range(256)), "cannot be read as a table"),
+        (b"\xff\xfe\x00a", "cannot be read as a table"),
+        (whole[:40], "is absent"), (whole.splitlines()[0], "gives no rows for this task; the reasons: its tables are empty"),
+    ):
+        table.write_bytes(content)
+        assert reason in refusal(raw, tmp_path / "out").summary
+    table.write_bytes(whole)
+    (raw / "test_list.txt").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as text" in refusal(raw, tmp_path / "out").summary
+
+
+def test_another_configuration_in_the_same_folder_is_refused(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    works(raw, out)
+    with pytest.raises(InputError, match=r"holds a data set of another configuration \(other source"):
+        works(raw, out, split="patient")
+    with pytest.raises(InputError, match=r"holds a data set of another configuration \(other spec\)"):
+        works(raw, out, attributes=["view"])
+    assert len(works(raw, out)) == 24
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"task": "finding"}, "nih has no task 'finding'; did you mean 'findings'?"),
+    ({"labels": ["Edema"]}, "the task 'no_finding' of nih has no label 'Edema'; the task 'findings' has it: --task findings"),
+    ({"task": "findings", "labels": ["Oedema"]}, "did you mean 'Edema'?"),
+    ({"attributes": ["sexx"]}, "nih has no attribute 'sexx'; did you mean 'sex'?"),
+    ({"attributes": ["sex*age6"]}, "nih has no attribute 'age6'; did you mean 'age60'?"),
+    ({"attributes": ["patient_id"]}, "nih has no attribute 'patient_id'; known are sex, age60, age4, age5, view"),
+    ({"split": "random"}, "split is 'random', but nih can be split by: published or patient"),
+    ({"options": {"uncertain": "ones"}}, "nih has no option 'uncertain'; it has none"),
+    ({"resize": "squash"}, "resize is 'squash', but must be one of crop, pad, stretch"),
+    ({"fractions": (1, 1, 1)}, "must be three shares"),
+    ({"missing": "guess"}, "missing is 'guess', but must be one of own_group, drop, error"),
+    ({"bins": {"age": (0, 60, 200)}}, "bins were given for 'age', which is not among the attributes"),
+])
+def test_wrong_options_offer_the_nearest(raw: Path, tmp_path: Path, options: dict[str, object], says: str) -> None:
+    assert says in str(refusal(raw, tmp_path / "out", **options))
+
+
+def test_an_own_table_goes_the_same_way(raw: Path, tmp_path: Path) -> None:
+    """The source csv: missing and unreadable images are refused or left out alike."""
+    table = pd.DataFrame({"image": sorted(path.name for path in (raw / "images").iterdir()), "y": [0, 1] * 12})
+    table.to_csv(tmp_path / "own.csv", index=False)
+    (raw / "images" / table["image"][3]).unlink()
+    with pytest.raises(ImageError, match="1 of 24 images are missing or cannot be read"):
+        prepare_csv(tmp_path / "own.csv", tmp_path / "own", images=raw / "images", labels=["y"], size=8, workers=1)
+    assert not (tmp_path / "own").exists()
+    data = prepare_csv(tmp_path / "own.csv", tmp_path / "own", images=raw / "images", labels=["y"], size=8, workers=1, keep_going=True)
+    assert len(data) == 23
+    assert re.search(r"1 rows were left out for an image that cannot be read", str(data.description["notes"]))
