@@ -256,10 +256,10 @@ def _parquet_cell(reference: Reference) -> bytes:
         if not beside.is_file():
             raise ImageError(f"row {row} of the parquet file holds only a file name, and that file is not beside it")
         data = beside.read_bytes()
+    if data is not None and not isinstance(data, bytes):
+        raise ImageError(f"column '{column}' of the parquet file holds {type(data).__name__}, but must hold encoded images (bytes)")
     if not data:
         raise ImageError(f"row {row} of the parquet file holds no image in column '{column}'")
-    if not isinstance(data, bytes):
-        raise ImageError(f"column '{column}' of the parquet file holds {type(data).__name__}, but must hold encoded images (bytes)")
     return data
 
 
