@@ -10,8 +10,8 @@ from ._lesions import draw
 
 COLUMNS = (
     "case_num", "diagnosis", "seven_point_score", "pigment_network", "streaks", "pigmentation", "regression_structures",
-    "dots_and_globules", "blue_whitish_veil", "vascular_structures", "level_of_diagnostic_difficulty", "elevation", "location", "sex", "management",
-    "clinic", "derm", "case_id", "notes",
+    "dots_and_globules", "blue_whitish_veil", "vascular_structures", "level_of_diagnostic_difficulty", "elevation", "location", "sex",
+    "management", "clinic", "derm", "case_id", "notes",
 )
 DIAGNOSES = (
     "clark nevus", "melanoma (in situ)", "basal cell carcinoma", "seborrheic keratosis", "melanoma (less than 0.76 mm)",

@@ -29,7 +29,8 @@ def write(root: Path, *, patients: int = 24, seed: int = 0) -> None:
         tone = "0" if patient == 3 else str(1 + patient % 5)
         cells = dict.fromkeys(COLUMNS, "") | {
             "patient_id": f"PAT_{patient}", "lesion_id": str(lesion), "age": str(30 + 3 * patient % 60),
-            "region": ("FACE", "ARM")[patient % 2], "diagnostic": kind, "itch": "UNK", "grew": "True", "img_id": name, "biopsed": str(biopsed),
+            "region": ("FACE", "ARM")[patient % 2], "diagnostic": kind, "itch": "UNK", "grew": "True", "img_id": name,
+            "biopsed": str(biopsed),
         }
         if biopsed:
             cells |= {"gender": ("FEMALE", "MALE")[patient // 2 % 2], "fitspatrick": f"{tone}.0"}

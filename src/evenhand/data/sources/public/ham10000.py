@@ -59,10 +59,10 @@ INFO = Info(
 
 def metadata(raw: RawFolder) -> pd.DataFrame:
     """The metadata table, whatever Dataverse or Kaggle call it and separate it with."""
-    first = raw.file(*METADATA).open(encoding="utf-8-sig").readline()
+    first = raw.lines(*METADATA)[:1]
     return raw.table(
         *METADATA, columns=("lesion_id", "image_id", "dx", "age", "sex"), optional=("dx_type", "localization", "dataset"),
-        separator="\t" if "\t" in first else ",",
+        separator="\t" if first and "\t" in first[0] else ",",
     )
 
 
