@@ -12,6 +12,8 @@ from PIL import Image
 from evenhand.cli.app import main
 from evenhand.cli.prepare import parse_bins, split_names
 from evenhand.data.datasets import PreparedData
+from evenhand.data.sources.describe import describe_source
+from evenhand.data.sources.registry import list_sources
 from evenhand.errors import InputError
 
 
@@ -41,12 +43,65 @@ def test_prepare_csv(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_have_exit_code_2_and_write_all_problems(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "chexpert", "a", "b", "--images", "c", "--label", "d"]) == 2
-    assert "known sources are: csv" in capsys.readouterr().err
     assert main(command(source, "--label", "yy", "--attributes", "sexx", "--problems", str(source / "problems.txt"))) == 2
     assert "the table has 2 problems" in capsys.readouterr().err
     assert len((source / "problems.txt").read_text().splitlines()) == 3
     assert not (source / "out").exists()
+
+
+def test_the_list_names_every_public_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["prepare", "--list"]) == 0
+    shown = capsys.readouterr().out
+    for info in list_sources():
+        line = next(line for line in shown.splitlines() if line.startswith(f"│ {info.name} "))
+        assert info.modality in line
+        assert ("yes" if info.verified else "no") in line
+    assert "verified: the layout was checked against a real download" in shown
+
+
+def test_a_set_is_described_in_plain_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(["prepare", "--describe", "nih"]) == 0
+    shown = capsys.readouterr().out
+    info = next(info for info in list_sources() if info.name == "nih")
+    words = " ".join(shown.split())
+    for text in (info.title, info.version, info.split, info.licence, info.link, info.citation, *info.documentation, *info.traps):
+        assert text in words
+    for item in (*info.tasks, *info.attributes):
+        assert item.name in words
+        assert item.text in words
+    assert "images: 112,120" in words
+    layout = {f"    {line}" for line in info.layout.splitlines()}
+    assert max(len(line) for line in shown.splitlines() if line not in layout) <= 70
+    assert main(["prepare", "--describe", "nhi"]) == 2
+    assert "source 'nhi' is not known; did you mean 'nih'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ([], "no source was given; evenhand prepare --list shows the public data sets"),
+    (["nih"], "give what to read and the folder to write: evenhand prepare nih RAW_FOLDER OUT"),
+    (["csv", "table.csv"], "evenhand prepare csv TABLE OUT"),
+    (["csv", "table.csv", "out"], "the source csv needs --images DIR"),
+    (["csv", "table.csv", "out", "--images", ".", "--label", "y", "--task", "a"], "--task is of public data sets"),
+    (["csv", "table.csv", "out", "--images", ".", "--label", "y", "--option", "a=b"], "--option is of public data sets"),
+    (["nih", "raw", "out", "--kind", "binary"], "--kind is of the source csv; a public data set brings it itself"),
+    (["nih", "raw", "out", "--patient-column", "id"], "--patient-column is of the source csv"),
+    (["nih", "raw", "out", "--option", "uncertain"], "option is 'uncertain', but must be NAME=VALUE"),
+    (["nih", "raw", "out", "--option", "a=b", "--option", "a=c"], "option a is given twice"),
+    (["chexprt", "raw", "out", "--images", "c"], "source 'chexprt' is not known; did you mean 'chexpert'?"),
+    (["nih", "raw", "out", "--images", "c"], "--images is of the source csv"),
+])
+def test_what_was_typed_is_checked_first(words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["prepare", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_every_set_is_described() -> None:
+    for info in list_sources():
+        text = describe_source(info.name, width=90)
+        assert text.startswith(f"{info.name}: {info.title}")
+        assert info.citation.split()[0] in text
 
 
 def test_lists_and_bins() -> None:

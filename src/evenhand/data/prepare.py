@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -152,10 +153,10 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
         # several processes that share the work write the same table, each file whole: they need no lock
         with nullcontext() if settings.shared else locked(out / ".lock", waiting):
             _check_out(out, origin.table, config)
+            files = [os.path.join(origin.images, name) for name in image_keys(frame)]
             _, excluded = build_cache(
-                [origin.images / name for name in image_keys(frame)], out / "cache", size=settings.size, resize=settings.resize,
-                channels=settings.channels, workers=settings.workers, keep_going=settings.keep_going, progress=settings.progress,
-                shared=settings.shared,
+                files, out / "cache", size=settings.size, resize=settings.resize, channels=settings.channels,
+                workers=settings.workers, keep_going=settings.keep_going, progress=settings.progress, shared=settings.shared,
             )
             if not (out / "dataset.yaml").exists():
                 _write(out, frame, spec, dropped, excluded, config, origin, notes)

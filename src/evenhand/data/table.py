@@ -26,6 +26,8 @@ KINDS = ("binary", "multiclass", "multilabel")
 MISSING_POLICIES = ("own_group", "drop", "error")
 SPLITS = ("train", "val", "test")
 MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "<NA>")
+_ODD_PATH = r"/\.{0,2}/|^\.{0,2}/|/\.{0,2}$"
+"""What `posixpath.normpath` may change."""
 _TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
@@ -235,7 +237,9 @@ def rows_text(rows: Sequence[int] | npt.NDArray[np.integer[Any]], limit: int = 8
 
 def image_keys(frame: pd.DataFrame, column: str = "image") -> pd.Series:
     """Image paths in one spelling, so that ``./a.png`` and ``a.png`` are the same image."""
-    return frame[column].astype("string").str.strip().fillna("").map(lambda path: posixpath.normpath(path) if path else "")
+    paths = frame[column].astype("string").str.strip().fillna("")
+    odd = paths.str.contains(_ODD_PATH).to_numpy(bool)
+    return paths.where(~odd, paths[odd].map(posixpath.normpath)) if odd.any() else paths
 
 
 def attribute_groups(frame: pd.DataFrame, spec: TableSpec) -> dict[str, Groups]:

@@ -56,7 +56,7 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
 def _listing(raw: RawFolder, files: Iterable[str]) -> set[str]:
     """All files of the folders at the top of the raw folder that rows name, of the endings that rows name."""
     tops = {name.partition("/")[0] for name in files if "/" in name}
-    suffixes = tuple({PurePosixPath(name).suffix.lower() for name in files} - {""})
+    suffixes = tuple({os.path.splitext(name)[1].lower() for name in files} - {""})
     found = {path for top in sorted(tops) if (raw.root / top).is_dir() for path in raw.walk(top, suffixes)} if suffixes else set()
     if any("/" not in name for name in files):
         found |= {entry.name for entry in os.scandir(raw.root) if entry.name.lower().endswith(suffixes or ("",)) and entry.is_file()}

@@ -194,9 +194,10 @@ def _check_splits(frame: pd.DataFrame) -> None:
         raise InputError(f"the source gave rows without a split, or of the split {unknown}; report this as a bug")
     if "patient_id" not in frame:
         return
-    several = frame.groupby("patient_id")["split"].agg(lambda values: "+".join(sorted(set(values))))
-    several = several[several.str.contains("+", regex=False)]
-    if len(several):
+    pairs = frame[["patient_id", "split"]].drop_duplicates().sort_values("split")
+    pairs = pairs[pairs.duplicated("patient_id", keep=False)]
+    if len(pairs):
+        several = pairs.groupby("patient_id")["split"].agg("+".join)
         counted = ", ".join(f"{names} {count}" for names, count in several.value_counts().items())
         raise InputError(f"{len(several)} patients have images in several of the published splits ({counted}); use --split patient")
 

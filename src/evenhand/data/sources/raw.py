@@ -119,7 +119,7 @@ class RawFolder:
         for folder in folders:
             if (self.root / folder).is_dir():
                 for path in self.walk(folder, suffixes):
-                    found.setdefault(Path(path).stem, path)
+                    found.setdefault(os.path.splitext(os.path.basename(path))[0], path)
         return found
 
     def _absent(self, what: str, names: Sequence[str]) -> InputError:
