@@ -11,6 +11,7 @@ any extra, the others (12-bit and lossless JPEG, JPEG-LS, 16-bit JPEG 2000) with
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -286,10 +287,18 @@ def _palette(dataset: Any, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The library warns about headers that keep to the letter of nothing; what matters here is an error, and the rest would be noise."""
-    with _lock, warnings.catch_warnings():  # the list of filters belongs to the process, not to the thread
+    """The library warns of every header that is not to the letter and logs a traceback for every decoder that fails; the error says it."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg")]
+    with _lock, warnings.catch_warnings():  # filters and levels belong to the process, not to the thread
         warnings.simplefilter("ignore")
-        yield
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:
