@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
+from evenhand.data.sources.public._chexpert_labels import VERSUS, versus_name
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import clean_age, clean_sex, with_ages
 from evenhand.errors import InputError
@@ -31,6 +32,11 @@ INFO = Info(
     tasks=(
         Task("no_finding", ("No Finding",), "1 where the report names no finding, 0 where it names one (the provider; MEDFAIR)"),
         Task("findings", FINDINGS, "the 14 findings, each 1 where the report names it (the provider)", "multilabel"),
+        *(
+            Task(versus_name(name), (name,), f"1 where the report names {name}, 0 where it names no finding; other images are left out (as "
+                 "the DNE paper does on CheXpert)")
+            for name in FINDINGS
+        ),
     ),
     attributes=(
         Attribute("sex", "female, male"),
@@ -51,6 +57,7 @@ INFO = Info(
         "ages up to 411 stand in the first release: over 120 is missing",
         "a few images are stored with colour or alpha channels: read as grey",
         "labels are mined from reports by the provider's text tool, not read from the images",
+        "unlike CheXpert's labels they know no uncertainty and no denial: a finding that is not named is 0",
     ),
 )
 
@@ -78,6 +85,10 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     if choice.split == "published":
         found.frame["split"] = _published(raw, names)
     found.counts = {"images": len(table), "patients": int(table["Patient ID"].nunique())}
+    if choice.task.name.endswith(VERSUS):
+        name = choice.task.labels[0]
+        neither = ~(present[name] | present["No Finding"]).astype(bool)
+        found.leave_out(neither.to_numpy(bool), f"neither '{name}' nor 'No Finding'")
     return found
 
 
