@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from evenhand.data.jpeg import decode_plain_jpeg
 from evenhand.errors import ImageError
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_ORIENTATION = 0x0112
 _GREY_MODES = ("1", "L", "LA", "La", "F", "I")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, OverflowError, BadZipFile, Image.DecompressionBombError)
 
@@ -267,7 +269,7 @@ def _truncation_is_an_error() -> Iterator[None]:
 
 def _require_complete(data: bytes) -> None:
     """Decoders accept a file whose last bytes are cut when all pixels happen to be there; the end mark must be there too."""
-    if data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0:
+    if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9" and data.find(b"\xff\xd9", max(data.rfind(b"\xff\xda"), 0)) < 0:
         raise ImageError("JPEG file is truncated (no end-of-image mark)")
     if data[:4] == b"\x89PNG" and data.rfind(b"IEND") < 0:
         raise ImageError("PNG file is truncated (no end chunk)")
@@ -290,20 +292,24 @@ def _open(stream: BinaryIO, page: int | None = None) -> Image.Image:
 
 
 def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
+    plain = decode_plain_jpeg(data) if page is None else None
+    if plain is not None:
+        return plain
     with _truncation_is_an_error():
         image = _open(BytesIO(data), page)
         image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # asked here, because the function below copies every image
+        image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return _deep_grey(np.asarray(image), mode)
     if mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
+        return np.asarray(image if mode == "L" else image.convert("L"))
     if mode in ("LA", "La"):
         return _on_black(np.asarray(image.convert("LA")))[..., 0]
     if mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
         return _on_black(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if mode == "RGB" else image.convert("RGB"))
 
 
 def _deep_grey(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint16]:
