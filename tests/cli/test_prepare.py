@@ -85,7 +85,7 @@ def test_a_set_is_described_in_plain_text(capsys: pytest.CaptureFixture[str], mo
     (["csv", "table.csv", "out"], "the source csv needs --images DIR"),
     (["csv", "table.csv", "out", "--images", ".", "--label", "y", "--task", "a"], "--task is of public data sets"),
     (["csv", "table.csv", "out", "--images", ".", "--label", "y", "--option", "a=b"], "--option is of public data sets"),
-    (["nih", "raw", "out", "--kind", "binary"], "--kind is of the source csv; a public data set brings it itself"),
+    (["nih", "raw", "out", "--split-column", "part"], "--split-column is of the source csv; a public data set brings it itself"),
     (["nih", "raw", "out", "--patient-column", "id"], "--patient-column is of the source csv"),
     (["nih", "raw", "out", "--option", "uncertain"], "option is 'uncertain', but must be NAME=VALUE"),
     (["nih", "raw", "out", "--option", "a=b", "--option", "a=c"], "option a is given twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -10,8 +11,10 @@ import typer
 
 from evenhand.errors import InputError
 
-OWN = ("images", "kind", "modality", "image_column", "patient_column", "split_column", "max_groups")
+OWN = ("images", "image_column", "patient_column", "split_column")
 PUBLIC = ("task", "split", "option")
+_PUBLIC, _OWN = "Public data sets", "Your own table (csv)"
+SHARED = ("missing", "size", "resize", "kind", "modality", "max_groups")
 
 
 def prepare_command(
@@ -23,35 +26,37 @@ def prepare_command(
         typer.Argument(help="The unpacked download; for csv the table: CSV, TSV or parquet, one row an image.", metavar="RAW"),
     ] = None,
     out: Annotated[Optional[Path], typer.Argument(help="Folder to write; new, empty, or from the same command.", metavar="OUT")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the public data sets.")] = False,
-    describe: Annotated[str, typer.Option(help="Show all about one public data set.", metavar="NAME")] = "",
-    task: Annotated[str, typer.Option(help="Label definition of a public set; default: its first.", show_default=False)] = "",
+    list_: Annotated[bool, typer.Option("--list", help="Show the public data sets.", rich_help_panel=_PUBLIC)] = False,
+    describe: Annotated[str, typer.Option(help="Show all about one of them.", metavar="NAME", rich_help_panel=_PUBLIC)] = "",
+    task: Annotated[str, typer.Option(help="Label definition; default: the set's first.", show_default=False, rich_help_panel=_PUBLIC)] = "",
     label: Annotated[
         list[str], typer.Option("--label", "--labels", help="Label columns (csv: 0/1 or class names); repeat, or use commas.")
     ] = [],  # noqa: B006
     attributes: Annotated[list[str], typer.Option(help="Sensitive attributes, joint ones as sex*age; repeat, or use commas.")] = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="Public set: published or patient; default: its first.", show_default=False)] = "",
-    option: Annotated[list[str], typer.Option(help="A choice that only this public set has, as uncertain=ones. Repeat.")] = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="published or patient; default: the set's first.", show_default=False, rich_help_panel=_PUBLIC)] = "",
+    option: Annotated[
+        list[str], typer.Option(help="A choice that only this set has, as uncertain=ones. Repeat for more.", rich_help_panel=_PUBLIC)
+    ] = [],  # noqa: B006
     bins: Annotated[list[str], typer.Option(help="Edges of half-open bins of a number, as age=0,60,200. Repeat for more.")] = [],  # noqa: B006
     missing: Annotated[
         str, typer.Option(help="Rows with a missing attribute: own_group (shown apart; default), drop, error.", show_default=False)
     ] = "",
     size: Annotated[int, typer.Option(help="Side of the stored images, in pixels; default: 224, or the set's.", show_default=False)] = 0,
-    resize: Annotated[
-        str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)
-    ] = "",
+    resize: Annotated[str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)] = "",
     channels: Annotated[int, typer.Option(help="1 or 3; 0: the set's, or 1 where every image is grey, else 3.")] = 0,
     fractions: Annotated[str, typer.Option(help="Shares of train, val and test, where no split is published.")] = "0.7,0.1,0.2",
-    images: Annotated[Optional[Path], typer.Option(help="csv: folder that the table's image paths are relative to.", metavar="DIR")] = None,
-    kind: Annotated[str, typer.Option(help="csv: binary, multiclass, multilabel; default: told from the labels.", show_default=False)] = "",
+    images: Annotated[
+        Optional[Path], typer.Option(help="Folder that the table's image paths are relative to.", metavar="DIR", rich_help_panel=_OWN)
+    ] = None,
+    kind: Annotated[str, typer.Option(help="Of own labels: binary, multiclass or multilabel; default: told.", show_default=False)] = "",
     modality: Annotated[
-        str, typer.Option(help="csv: what the images are (picks augmentation recipes); default: photograph.", show_default=False)
+        str, typer.Option(help="What the images are (picks augmentation recipes); default: photograph, or the set's.", show_default=False)
     ] = "",
-    image_column: Annotated[str, typer.Option(help="csv: column of image paths; default: image.", show_default=False)] = "",
-    patient_column: Annotated[str, typer.Option(help="csv: column of patient ids; default: patient_id.", show_default=False)] = "",
-    split_column: Annotated[str, typer.Option(help="csv: column of splits (train, val, test); default: split.", show_default=False)] = "",
+    image_column: Annotated[str, typer.Option(help="Column of image paths; default: image.", show_default=False, rich_help_panel=_OWN)] = "",
+    patient_column: Annotated[str, typer.Option(help="Column of patient ids; default: patient_id.", show_default=False, rich_help_panel=_OWN)] = "",
+    split_column: Annotated[str, typer.Option(help="Column of splits (train, val, test); default: split.", show_default=False, rich_help_panel=_OWN)] = "",
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave images that cannot be read out (see excluded.csv).")] = False,
-    max_groups: Annotated[int, typer.Option(help="csv: most groups one attribute may have; default: 50.", show_default=False)] = 0,
+    max_groups: Annotated[int, typer.Option(help="Most groups one attribute may have; default: 50.", show_default=False)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the splits, where none is published.")] = 0,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0: one a processor core.")] = 0,
     several: Annotated[
@@ -96,7 +101,7 @@ def _prepare_own(table: Path, out: Path, given: dict[str, Any], shared: dict[str
     from evenhand.data.sources.csv import CANONICAL, prepare_csv
 
     columns = [given[name] or usual for name, usual in zip(("image_column", "patient_column", "split_column"), CANONICAL, strict=True)]
-    typed = {name: given[name] for name in ("missing", "size", "resize", "kind", "modality", "max_groups") if given[name]}
+    typed = {name: given[name] for name in SHARED if given[name]}
     return prepare_csv(
         table, out, images=given["images"], labels=split_names(given["label"]), attributes=split_names(given["attributes"]),
         columns=columns, **typed, **shared,
@@ -111,7 +116,7 @@ def _prepare_public(name: str, raw: Path, out: Path, given: dict[str, Any], shar
     _refuse(given, OWN, "is of the source csv; a public data set brings it itself")
     from evenhand.data.sources.prepare import prepare_source
 
-    typed = {name: given[name] for name in ("task", "split", "missing", "size", "resize") if given[name]}
+    typed = {name: given[name] for name in ("task", "split", *SHARED) if given[name]}
     lists = {"labels": split_names(given["label"]), "attributes": split_names(given["attributes"])}
     typed |= {name: values for name, values in lists.items() if values}
     return prepare_source(name, raw, out, options=parse_options(given["option"]), **typed, **shared)
@@ -215,3 +220,4 @@ def _summarise(data: Any) -> None:
     for split, values in counts.items():
         grid.add_row(split, str(values["rows"]), str(values["patients"]), *map(str, list(values["positives"].values())[:8]))
     console.print(grid)
+    console.print(f"look at it before training: evenhand card {shlex.quote(str(data.root))}")

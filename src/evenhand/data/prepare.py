@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 REST = "rest"
 """A split that is drawn into train and val by patient; only public sources have it."""
 _YEARS = re.compile(r"^0*(\d+(?:\.\d+)?)\s*(?:y|yr|yrs|year|years)$", re.IGNORECASE)
-_OURS = {".lock", "cache", "dataset.yaml", "embeddings", "excluded.csv", "table.csv"}
+_OURS = {".lock", "cache", "card.html", "card.json", "dataset.yaml", "embeddings", "excluded.csv", "table.csv"}
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,8 @@ def test_another_configuration_in_the_same_folder_is_refused(raw: Path, tmp_path
     ({"attributes": ["patient_id"]}, "nih has no attribute 'patient_id'; known are sex, age60, age4, age5, view"),
     ({"split": "random"}, "split is 'random', but nih can be split by: published or patient"),
     ({"options": {"uncertain": "ones"}}, "nih has no option 'uncertain'; it has none"),
+    ({"kind": "multiclass"}, "the task 'no_finding' has its kind, binary; leave out kind"),
+    ({"modality": "xray"}, "modality is 'xray', but must be one of chest_film"),
     ({"resize": "squash"}, "resize is 'squash', but must be one of crop, pad, stretch"),
     ({"fractions": (1, 1, 1)}, "must be three shares"),
     ({"missing": "guess"}, "missing is 'guess', but must be one of own_group, drop, error"),

@@ -25,7 +25,8 @@ class Task:
 
     Attributes:
         name: how the user picks it, as ``no_finding``.
-        labels: the label columns that the table gets; one for binary and multi-class.
+        labels: the label columns that the table gets; one for binary and multi-class. None at all: the user names columns of the
+            table, and the kind is told from them.
         text: the definition, with who defined it so ("MEDFAIR", "the provider").
         kind: ``binary``, ``multiclass`` or ``multilabel``.
     """
@@ -55,13 +56,18 @@ class Option:
 
     Attributes:
         name: its name.
-        values: what it may be; the first is the default.
+        values: what it may be; the first is the default. None at all: any text, as a path; empty where it was not given.
         text: what each value does.
     """
 
     name: str
     values: tuple[str, ...]
     text: str
+
+    @property
+    def default(self) -> str:
+        """What it is where nothing is said."""
+        return self.values[0] if self.values else ""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def describe_source(name: str, width: int = 100) -> str:
     if info.options:
         parts += ["", "Options, --option NAME=VALUE:"]
         for option in info.options:
-            values = " | ".join(f"{value}{' (default)' if k == 0 else ''}" for k, value in enumerate(option.values))
+            values = " | ".join(f"{value}{' (default)' if k == 0 else ''}" for k, value in enumerate(option.values)) or "TEXT"
             parts += _entry(f"{option.name}={values}", option.text, width)
     if info.expected:
         parts += ["", "Counts that are published:"]
@@ -69,6 +69,8 @@ def checked(info: Info) -> str:
 
 def labels_text(labels: Sequence[str]) -> str:
     """``Labels: A, B``."""
+    if not labels:
+        return "Labels: columns of your table, --labels NAME,NAME"
     return f"Label{'s' if len(labels) > 1 else ''}: {', '.join(labels)}"
 
 

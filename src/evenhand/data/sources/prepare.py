@@ -33,11 +33,14 @@ def prepare_source(
     size: int | None = None,
     resize: Resize | None = None,
     channels: int | None = None,
+    kind: Kind | None = None,
+    modality: str | None = None,
     missing: str | None = None,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     bins: Mapping[str, Sequence[float]] | None = None,
     workers: int | None = None,
     keep_going: bool = False,
+    max_groups: int = 50,
     seed: int = 0,
     progress: bool = False,
     shared: bool = False,
@@ -58,11 +61,14 @@ def prepare_source(
         size: side of the stored images in pixels; default: the set's.
         resize: ``crop``, ``pad`` or ``stretch``; default: the set's.
         channels: 1 or 3; default: the set's.
+        kind: ``binary``, ``multiclass`` or ``multilabel``, where the labels are your own; default: told from them.
+        modality: what the images are (picks augmentation recipes); default: the set's.
         missing: rows with a missing attribute: ``own_group``, ``drop`` or ``error``; default: the set's.
         fractions: shares of train, val and test where the split is drawn by patient; of train and val where only test is published.
         bins: numeric column -> increasing edges, as ``{"age": (0, 60, 200)}`` with ``age`` among the attributes.
         workers: decoding processes; None: one a core, or none for few images.
         keep_going: leave missing and unreadable images out (listed in ``excluded.csv``) instead of refusing.
+        max_groups: most groups one attribute may have, joint ones included.
         seed: of the splits.
         progress: show progress bars.
         shared: share the decoding with every process, on this machine or others, that makes the same call on the same ``out``.
@@ -88,8 +94,8 @@ def prepare_source(
     choice = make_choice(info, task, split, options or {})
     chosen = _labels(info, choice.task, labels)
     settings = Settings(
-        size or info.size, resize or info.resize, info.modality, channels or info.channels, fractions, seed, workers, keep_going, progress,
-        shared,
+        size or info.size, resize or info.resize, modality or info.modality, channels or info.channels, fractions, seed, workers,
+        keep_going, progress, shared,
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
@@ -103,11 +109,12 @@ def prepare_source(
     if attributes is None:
         named = _with_values(found.frame, named, notes)
     _check_splits(found.frame)
-    kind: Kind = "binary" if choice.task.kind == "multilabel" and len(chosen) == 1 else choice.task.kind
-    spec = make_spec(found.frame, chosen, named, bins or {}, kind, missing or info.missing)
+    told = _kind(found.frame, choice.task, chosen, kind)
+    spec = make_spec(found.frame, chosen, named, bins or {}, told, missing or info.missing, max_groups)
     choices = {"name": info.name, "task": choice.task.name, "split": choice.split, "options": dict(choice.options)}
     origin = Origin(
-        folder.root, {"kind": "public", **choices, "version": info.version, "verified": info.verified, "raw": str(raw)},
+        folder.root, {"kind": "public", **choices, "version": info.version, "verified": info.verified, "raw": str(raw),
+                      "counts": found.counts},
         choices={"source": choices}, left_out=_left_out(found, notes), notes=notes,
     )
     return prepare_frame(found.frame, spec, Path(out), origin, settings)
@@ -132,20 +139,35 @@ def make_choice(info: Info, task: str | None, split: str | None, options: Mappin
         if option not in known_options:
             otherwise = f"it has: {', '.join(known_options)}" if known_options else "it has none"
             raise InputError(f"{info.name} has no option '{option}'; {nearest(option, list(known_options), otherwise=otherwise)}")
-        if value not in known_options[option].values:
-            raise InputError(f"option {option} is '{value}', but must be one of {', '.join(known_options[option].values)}")
-    given = {item.name: options.get(item.name, item.values[0]) for item in info.options}
+        values = known_options[option].values
+        if values and value not in values:
+            raise InputError(f"option {option} is '{value}', but must be one of {', '.join(values)}")
+    given = {item.name: options.get(item.name, item.default) for item in info.options}
     found_rule: SplitRule = "published" if rule == "published" else "patient"
     return Choice(tasks[name], found_rule, given)
 
 
 def _labels(info: Info, task: Task, labels: Sequence[str] | None) -> tuple[str, ...]:
+    if not (labels or task.labels):
+        raise InputError(f"{info.name} has labels of your own: name them, as --labels COLUMN")
     for name in labels or ():
-        if name not in task.labels:
+        if task.labels and name not in task.labels:
             other = [item.name for item in info.tasks if name in item.labels]
             hint = f"the task '{other[0]}' has it: --task {other[0]}" if other else nearest(name, task.labels)
             raise InputError(f"the task '{task.name}' of {info.name} has no label '{name}'; {hint}")
     return tuple(labels or task.labels)
+
+
+def _kind(frame: pd.DataFrame, task: Task, labels: Sequence[str], given: Kind | None) -> Kind | None:
+    """The task's kind; told from the labels where they are the user's own."""
+    for name in labels:
+        if name not in frame:
+            raise InputError(f"label '{name}' is not a column of the table; {nearest(name, [str(column) for column in frame.columns])}")
+    if not task.labels:
+        return given
+    if given is not None:
+        raise InputError(f"the task '{task.name}' has its kind, {task.kind}; leave out kind")
+    return "binary" if task.kind == "multilabel" and len(labels) == 1 else task.kind
 
 
 def _check_place(raw: Path, out: Path) -> None:
@@ -172,7 +194,7 @@ def _count_notes(info: Info, counts: Mapping[str, int]) -> list[str]:
 
 
 def _check_attributes(info: Info, frame: pd.DataFrame, names: Sequence[str]) -> None:
-    own = [item.name for item in info.attributes]
+    own = [item.name for item in info.attributes] or [str(column) for column in frame.columns if column not in NOT_ATTRIBUTES]
     for part in (part.strip() for name in names for part in name.split("*")):
         if part not in frame or part in NOT_ATTRIBUTES:
             raise InputError(f"{info.name} has no attribute '{part}'; {nearest(part, own)}")
