@@ -111,7 +111,7 @@ def test_step_1_the_attribute_head() -> None:
     assert (config.method.head, config.method.head_lr, config.method.head_epochs, config.method.head_batch_size) == ("adam", 1e-4, 50, 64)
     assert (config.model.name, config.model.checkpoint, config.model.global_pool) == ("vit_base_patch16_224", WEIGHTS, "avg")
     assert (config.model.mean, config.model.std) == ([0, 0, 0], [1, 1, 1])
-    assert (config.seed, config.out, config.data.attributes) == (1, "sa_cls", ["Sex"])
+    assert (config.seed, config.out, config.data.attributes) == (1, "sa_cls", ["sex"])
     assert translate("python train_saCls.py") == done
 
 
@@ -127,7 +127,7 @@ def test_step_2_white_box() -> None:
     assert (method.attribute_weight, method.norm_weight) == (1, 0.001)
     assert (method.rounding, method.linf, method.l2, method.min_ssim) == ("none", None, None, None)
     assert config.attribute_head == "sa_cls"
-    assert (config.data.labels, config.data.attributes) == (["Pleural Effusion"], ["Sex"])
+    assert (config.data.labels, config.data.attributes) == (["Pleural Effusion"], ["sex"])
     assert (config.model.name, config.model.checkpoint, config.model.global_pool) == ("vit_base_patch16_224", WEIGHTS, "avg")
     assert (config.model.mean, config.model.std, config.seed) == ([0, 0, 0], [1, 1, 1], 0)
     assert config.out == "output/your_log_folder_name/edit"

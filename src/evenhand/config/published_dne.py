@@ -69,7 +69,7 @@ def _folder(leaf: str) -> Callable[[str, Call], Values]:
 def _fixed(method: Values) -> Callable[[Call], Values]:
     return lambda call: {
         **{name: value(call) if callable(value) else value for name, value in method.items()},
-        "data.path": call.data or PREPARED, "data.attributes": ["Sex"], **UNNORMALISED,
+        "data.path": call.data or PREPARED, "data.attributes": ["sex"], **UNNORMALISED,
     }
 
 
@@ -80,8 +80,8 @@ def _mode(name: str) -> Callable[[Call], str]:
 def _preparing(call: Call) -> tuple[str, ...]:
     if call.data is not None:
         return ()
-    return (f"data.path: prepare the CheXpert table once as {PREPARED} (a column for each finding: 1 where it is present, 0 where No "
-            "Finding is 1, else empty; Sex as it is, empty where unknown; --resize stretch --size 224), or give --data",)
+    return (f"data.path: prepare CheXpert once (evenhand prepare chexpert RAW {PREPARED} --task dne --option uncertain=dne --resize "
+            "stretch --attributes sex; unknown sex stays missing), or give --data",)
 
 
 SHARED = (
@@ -180,7 +180,7 @@ def _disease_notes(call: Call) -> tuple[str, ...]:
 
 
 HEAD = PublishedScript(
-    "train_saCls.py", "the attribute head: a linear probe for Sex", "edit head", (),
+    "train_saCls.py", "the attribute head: a linear probe for sex", "edit head", (),
     _fixed({"method": _mode("dne"), "model.name": "vit_base_patch16_224", "model.global_pool": "avg", "seed": 1, "out": "sa_cls",
             "model.checkpoint": "./checkpoints/vit-b_CXR_0.5M_mae_pretrain.pth"}),
     lambda call: ("the script scores the test rows after every epoch; here they are scored once, at the end", *_preparing(call)),

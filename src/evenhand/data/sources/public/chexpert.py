@@ -22,7 +22,7 @@ DEMO = "CHEXPERT DEMO.xlsx"
 TEST_TABLES = ("test_labels.csv", "test.csv", "groundtruth.csv")
 _PATH = r"(?P<part>train|valid|val|test)/(?P<patient>patient\d+)/(?P<study>study\d+)(?:/(?P<file>[^/]+))?\s*$"
 _PAPER = "Irvin et al., AAAI 2019"
-_CSV = "rows of the published tables (train.csv, valid.csv)"
+_CSV = "rows of train.csv and valid.csv"
 
 INFO = Info(
     name="chexpert",
