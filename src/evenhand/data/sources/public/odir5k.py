@@ -44,14 +44,15 @@ INFO = Info(
         "ODIR-5K_Training_Dataset/0_left.jpg ... (or Training Images/, ODIR-5K/ODIR-5K/Training Images/, preprocessed_images/)"
     ),
     documentation=(
-        "https://odir2019.grand-challenge.org/dataset/", "https://www.kaggle.com/datasets/andrewmvd/ocular-disease-recognition-odir5k",
+        "https://odir2019.grand-challenge.org/dataset/",
+        "https://www.kaggle.com/datasets/andrewmvd/ocular-disease-recognition-odir5k",
     ),
     tasks=(
         Task("abnormal", ("abnormal",), "1: the eye's keywords name a disease, 0: only 'normal fundus'"),
         Task("diabetic_retinopathy", ("D",), "1: the eye's keywords name diabetic or (non-)proliferative retinopathy, 0: they do not"),
         Task("cataract", ("C",), "1: the eye's keywords name cataract, 0: they do not"),
         Task("diseases", CODES, "the eight codes from the eye's own keywords", "multilabel"),
-        Task("patient_diseases", tuple(f"patient_{code}" for code in CODES), "the provider's codes of the patient, both eyes", "multilabel"),
+        Task("patient_diseases", tuple(f"patient_{code}" for code in CODES), "the provider's codes of the patient", "multilabel"),
     ),
     attributes=(SEX, *AGES, Attribute("eye", "right, left")),
     default_attributes=("sex", "age60"),
@@ -68,8 +69,8 @@ INFO = Info(
     channels=3,
     traps=(
         "the codes N to O are of the patient: one ill eye labels both; the tasks take each eye's own keywords",
-        "'low image quality', 'lens dust', 'image offset' and 'optic disk photographically invisible' are no diseases; an eye with nothing\n"
-        "    else is left out, as is one with 'no fundus image' or 'anterior segment image'",
+        "'low image quality', 'lens dust', 'image offset' and 'optic disk photographically invisible' are no diseases; an eye with\n"
+        "    nothing else is left out, as is one with 'no fundus image' or 'anterior segment image'",
         "keywords are separated by Chinese commas, and in places by Latin ones",
         "'suspected' diseases count as diseases, as in the provider's codes",
         "some patients are 1 year old in the table, which is not plausible: they are kept, and said",
