@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -13,8 +14,9 @@ from evenhand.errors import InputError
 
 OWN = ("images", "image_column", "patient_column", "split_column")
 PUBLIC = ("task", "split", "option")
-_PUBLIC, _OWN = "Public data sets", "Your own table (csv)"
 SHARED = ("missing", "size", "resize", "kind", "modality", "max_groups")
+_public = partial(typer.Option, rich_help_panel="Public data sets", show_default=False)
+_own = partial(typer.Option, rich_help_panel="Your own table (csv)", show_default=False)
 
 
 def prepare_command(
@@ -26,17 +28,15 @@ def prepare_command(
         typer.Argument(help="The unpacked download; for csv the table: CSV, TSV or parquet, one row an image.", metavar="RAW"),
     ] = None,
     out: Annotated[Optional[Path], typer.Argument(help="Folder to write; new, empty, or from the same command.", metavar="OUT")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the public data sets.", rich_help_panel=_PUBLIC)] = False,
-    describe: Annotated[str, typer.Option(help="Show all about one of them.", metavar="NAME", rich_help_panel=_PUBLIC)] = "",
-    task: Annotated[str, typer.Option(help="Label definition; default: the set's first.", show_default=False, rich_help_panel=_PUBLIC)] = "",
+    list_: Annotated[bool, _public("--list", help="Show the public data sets.")] = False,
+    describe: Annotated[str, _public(help="Show all about one of them.", metavar="NAME")] = "",
+    task: Annotated[str, _public(help="Label definition; default: the set's first.")] = "",
     label: Annotated[
         list[str], typer.Option("--label", "--labels", help="Label columns (csv: 0/1 or class names); repeat, or use commas.")
     ] = [],  # noqa: B006
     attributes: Annotated[list[str], typer.Option(help="Sensitive attributes, joint ones as sex*age; repeat, or use commas.")] = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="published or patient; default: the set's first.", show_default=False, rich_help_panel=_PUBLIC)] = "",
-    option: Annotated[
-        list[str], typer.Option(help="A choice that only this set has, as uncertain=ones. Repeat for more.", rich_help_panel=_PUBLIC)
-    ] = [],  # noqa: B006
+    split: Annotated[str, _public(help="published or patient; default: the set's first.")] = "",
+    option: Annotated[list[str], _public(help="A choice that only this set has, as uncertain=ones. Repeat for more.")] = [],  # noqa: B006
     bins: Annotated[list[str], typer.Option(help="Edges of half-open bins of a number, as age=0,60,200. Repeat for more.")] = [],  # noqa: B006
     missing: Annotated[
         str, typer.Option(help="Rows with a missing attribute: own_group (shown apart; default), drop, error.", show_default=False)
@@ -45,16 +45,14 @@ def prepare_command(
     resize: Annotated[str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)] = "",
     channels: Annotated[int, typer.Option(help="1 or 3; 0: the set's, or 1 where every image is grey, else 3.")] = 0,
     fractions: Annotated[str, typer.Option(help="Shares of train, val and test, where no split is published.")] = "0.7,0.1,0.2",
-    images: Annotated[
-        Optional[Path], typer.Option(help="Folder that the table's image paths are relative to.", metavar="DIR", rich_help_panel=_OWN)
-    ] = None,
+    images: Annotated[Optional[Path], _own(help="Folder that the table's image paths are relative to.", metavar="DIR")] = None,
     kind: Annotated[str, typer.Option(help="Of own labels: binary, multiclass or multilabel; default: told.", show_default=False)] = "",
     modality: Annotated[
         str, typer.Option(help="What the images are (picks augmentation recipes); default: photograph, or the set's.", show_default=False)
     ] = "",
-    image_column: Annotated[str, typer.Option(help="Column of image paths; default: image.", show_default=False, rich_help_panel=_OWN)] = "",
-    patient_column: Annotated[str, typer.Option(help="Column of patient ids; default: patient_id.", show_default=False, rich_help_panel=_OWN)] = "",
-    split_column: Annotated[str, typer.Option(help="Column of splits (train, val, test); default: split.", show_default=False, rich_help_panel=_OWN)] = "",
+    image_column: Annotated[str, _own(help="Column of image paths; default: image.")] = "",
+    patient_column: Annotated[str, _own(help="Column of patient ids; default: patient_id.")] = "",
+    split_column: Annotated[str, _own(help="Column of splits (train, val, test); default: split.")] = "",
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave images that cannot be read out (see excluded.csv).")] = False,
     max_groups: Annotated[int, typer.Option(help="Most groups one attribute may have; default: 50.", show_default=False)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the splits, where none is published.")] = 0,
