@@ -5,7 +5,8 @@ a file that has the whole text as its name comes first. The keys:
 
 ========== ==================================================================================================================
 array      ``NAME``: the array of an ``.npz``, ``.mat`` or HDF5 file (``group/name``); not needed where it holds one only
-row        ``K``: index on the first axis of an array (``.npy``, ``.npz``, ``.mat``, HDF5), or row of a parquet file; from 0
+row        ``K``: index on the first axis of an array (``.npy``, ``.npz``, ``.mat``, HDF5), row of a parquet file, or image of a pickle
+           (``.pkl``, a list of arrays or one stack, see `evenhand.data.sources.safe_pickle`); from 0
 column     ``NAME``: column of a parquet file, holding encoded images (bytes, or the struct of bytes and path of Hugging Face)
 frame      ``K``: frame of a DICOM file, page of a TIFF file; from 0
 axis       ``0``, ``1`` or ``2``: the axis of a volume that ``slice`` or ``project`` takes away
@@ -15,6 +16,7 @@ window     ``CENTRE,WIDTH``: centre - width / 2 becomes black, centre + width / 
 window_index ``K``: the window of a DICOM header that counts, from 0; without it the first
 scale      ``LOW,HIGH``: LOW becomes black, HIGH white; ``percentile``: the 0.5 and 99.5 percentile of the whole volume (for MR,
            which has no units)
+colours    ``bgr`` (pickle): colours are stored blue first, as OpenCV reads them
 orient     ``ras`` (NIfTI): axes 0, 1, 2 run to the right, front and top of the patient, and the picture stands upright: front or
            top at its upper edge, the patient's left (in sagittal slices: back) at its left edge
 ========== ==================================================================================================================
@@ -39,13 +41,14 @@ from evenhand.errors import ImageError, nearest
 if TYPE_CHECKING:
     from evenhand.data.images import Header, Pixels
 
-KEYS = ("array", "row", "column", "frame", "axis", "slice", "project", "window", "window_index", "scale", "orient")
+KEYS = ("array", "row", "column", "frame", "axis", "slice", "project", "window", "window_index", "scale", "orient", "colours")
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
-VOLUMES = (*NIFTI, ".mat", ".h5", ".hdf5", ".hdf", ".parquet")
+VOLUMES = (*NIFTI, ".mat", ".h5", ".hdf5", ".hdf", ".parquet", ".pkl", ".pickle")
 """Files that are read through references only, so that a path without keys is answered with what is lacking."""
 _ARRAY = frozenset({"array", "row", "axis", "slice", "project", "window", "scale"})
 _ALLOWED: dict[str, frozenset[str]] = {
     "parquet": frozenset({"row", "column"}),
+    "pickle": frozenset({"row", "colours"}),
     "array": _ARRAY,
     "nifti": (_ARRAY | {"orient"}) - {"array", "row"},
     "folder": _ARRAY - {"array", "row"},
@@ -53,7 +56,8 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "image": frozenset({"frame"}),
 }
 _WORDS = {
-    "parquet": "a parquet file", "array": "a file of arrays", "nifti": "a NIfTI or Analyze file", "folder": "a folder of DICOM files",
+    "parquet": "a parquet file", "pickle": "a pickle", "array": "a file of arrays", "nifti": "a NIfTI or Analyze file",
+    "folder": "a folder of DICOM files",
     "dicom": "a DICOM file", "image": "an image file",
 }
 
@@ -154,6 +158,9 @@ def probe_reference(reference: Reference) -> Header:
     kind = _kind(reference)
     if kind == "parquet":
         return images.probe_bytes(_parquet_cell(reference))
+    if kind == "pickle":
+        array = _pickled(reference)
+        return images.array_header(array.shape, array.dtype)
     if kind == "image":
         return images.probe_page(reference.path, reference.whole("frame"))
     if kind == "dicom" and "axis" not in reference.keys:
@@ -177,6 +184,8 @@ def read_reference(reference: Reference) -> Pixels:
     kind = _kind(reference)
     if kind == "parquet":
         return images.decode_image(_parquet_cell(reference))
+    if kind == "pickle":
+        return images.array_pixels(_pickled(reference))
     if kind == "image":
         return images.read_page(reference.path, reference.whole("frame"))
     if kind == "dicom" and "axis" not in reference.keys:
@@ -223,6 +232,8 @@ def _kind_of_file(path: str, head: bytes) -> str:
         return "dicom"
     if head[:6] == b"\x93NUMPY" or head[:4] == b"PK\x03\x04" or head[:8] == b"\x89HDF\r\n\x1a\n" or head[:6] == b"MATLAB":
         return "array"
+    if path.lower().endswith((".pkl", ".pickle")):
+        return "pickle"
     if path.lower().endswith((".mat", ".h5", ".hdf5", ".hdf")):
         return "array"
     return "image"
@@ -236,6 +247,19 @@ def _view(reference: Reference) -> Any:
     if "scale" in reference.keys:
         raise ImageError("'scale' is for volumes; a DICOM image takes 'window'")
     return View(reference.whole("frame"), reference.pair("window"), reference.whole("window_index"))
+
+
+def _pickled(reference: Reference) -> Any:
+    """One image of a pickle file, of which nothing is unpickled."""
+    from evenhand.data.sources.safe_pickle import read_pickled_row
+
+    row, colours = reference.whole("row"), reference.keys.get("colours")
+    if row is None:
+        raise ImageError("a reference into a pickle must give its row, as in '#row=0'")
+    if colours not in (None, "bgr"):
+        raise ImageError(f"colours is '{colours}', but must be bgr")
+    array = read_pickled_row(reference.path, row)
+    return array[..., ::-1] if colours and array.ndim == 3 and array.shape[2] == 3 else array
 
 
 def _parquet_cell(reference: Reference) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evenhand.data.images import Header, probe_image, read_image
 from evenhand.data.sources.safe_pickle import PickledArrays, open_pickled, read_pickled_row
 from evenhand.errors import ImageError
 
@@ -141,3 +142,21 @@ def test_rows_are_read_one_by_one_and_a_changed_file_is_looked_through_again(tmp
         read_pickled_row(path, 4)
     dumped(tmp_path, IMAGES[:1])
     assert len(open_pickled(path)) == 1
+
+
+def test_a_reference_reads_one_image_of_a_pickle(tmp_path: Path) -> None:
+    path = dumped(tmp_path, [*IMAGES, IMAGES[0][..., 0]])
+    np.testing.assert_array_equal(read_image(f"{path}#row=1"), IMAGES[1])
+    np.testing.assert_array_equal(read_image(f"{path}#row=1&colours=bgr"), IMAGES[1][..., ::-1])
+    np.testing.assert_array_equal(read_image(f"{path}#row=4&colours=bgr"), IMAGES[0][..., 0])
+    assert probe_image(f"{path}#row=1") == Header(8, 3)
+    assert probe_image(f"{path}#row=4") == Header(8, 1)
+    for reference, words in (("", "must give its row"), ("#row=9", "out of range"), ("#row=0&colours=rgb", "must be bgr"),
+                             ("#row=0&array=x", "'array' is not a key for a pickle; its keys are row, colours")):
+        with pytest.raises(ImageError, match=words):
+            read_image(f"{path}{reference}")
+    harm = tmp_path / "harm"
+    dumped(tmp_path, [Malicious(f"touch {harm}")])
+    with pytest.raises(ImageError, match="is refused"):
+        probe_image(f"{path}#row=0")
+    assert not harm.exists()
