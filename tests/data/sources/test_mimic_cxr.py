@@ -97,13 +97,12 @@ def test_where_mimic_iv_lies(miniature: Make, tmp_path: Path) -> None:
     assert any("were not found in or beside the raw folder (option mimic_iv)" in note for note in without.notes)
     write(tmp_path / "other", iv="core", race="ethnicity")
     shutil.move(tmp_path / "other" / "core", tmp_path / "elsewhere" / "core")
-    choice = make_choice(mimic_cxr.INFO, None, None, {})
-    choice.options["mimic_iv"] = str(tmp_path / "elsewhere")  # type: ignore[index]
-    assert of(mimic_cxr.read(RawFolder(raw), choice), 5)["race"] == "Black"
+    elsewhere = str(tmp_path / "elsewhere")
+    assert of(read(raw, mimic_iv=elsewhere), 5)["race"] == "Black"
     shutil.move(tmp_path / "elsewhere", tmp_path / "mimic-iv-1.0")
     assert of(read(raw), 5)["race"] == "Black", "beside the raw folder"
     with pytest.raises(InputError, match="has no tables patients"):
-        mimic_cxr.read(RawFolder(raw), choice)
+        read(raw, mimic_iv=elsewhere)
 
 
 def test_bad_input(miniature: Make) -> None:

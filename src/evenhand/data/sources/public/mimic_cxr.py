@@ -64,6 +64,8 @@ INFO = Info(
         Option("labeller", ("chexpert", "negbio"), "which program read the reports"),
         Option("test_labels", ("labeller", "radiologist"), "labels of the test studies: the program's, or the radiologist's of version "
                "2.1.0 (test studies without them are left out)"),
+        Option("mimic_iv", (), "folder of MIMIC-IV, or of its tables patients and admissions; without it they are looked for in and beside "
+               "the raw folder"),
     ),
     licence="PhysioNet Credentialed Health Data License 1.5.0: credentialed users, no sharing",
     link="https://physionet.org/content/mimic-cxr-jpg/2.1.0/ and https://physionet.org/content/mimiciv/",
@@ -92,7 +94,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     needs_split = choice.split == "published" or choice.options["test_labels"] == "radiologist"
     split = _published(raw, meta["dicom_id"]) if needs_split else pd.Series(pd.NA, index=meta.index, dtype="string")
     labels, labelled = _labels(raw, choice, meta["study_id"], split, found)
-    people = _people(raw, choice.options.get("mimic_iv", ""), meta, found.notes)
+    people = _people(raw, choice.options["mimic_iv"], meta, found.notes)
     view = meta["ViewPosition"].str.strip().str.upper().replace(dict.fromkeys(LATERAL, "lateral"))
     found.frame = with_ages(pd.DataFrame({
         "image": _images(raw, meta),
