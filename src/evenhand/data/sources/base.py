@@ -139,6 +139,11 @@ class Info:
     aliases: tuple[str, ...] = ()
     missing: str = "own_group"
 
+    @property
+    def own(self) -> bool:
+        """Whether these are the user's own data, with labels that the user may name, and not a published set."""
+        return any(not task.labels for task in self.tasks)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -167,12 +172,14 @@ class Found:
         counts: what was found, under the words of `Info.expected` (``images``, ``patients``, ...), before rows are left out.
         notes: what the user should know: whole sentences with numbers, without patient ids.
         left_out: rows that the definitions leave out (unlabelled, lateral view, ...), with a column ``reason``.
+        modality: what the images are, where a source serves several kinds; None: as `Info.modality`.
     """
 
     frame: pd.DataFrame
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: pd.DataFrame | None = None
+    modality: str | None = None
 
     def leave_out(self, rows: Any, reason: str) -> None:
         """Move the rows where the mask ``rows`` is true from the frame to ``left_out``."""

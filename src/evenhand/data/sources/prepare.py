@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -117,7 +118,7 @@ def prepare_source(
                       "counts": found.counts},
         choices={"source": choices}, left_out=_left_out(found, notes), notes=notes,
     )
-    return prepare_frame(found.frame, spec, Path(out), origin, settings)
+    return prepare_frame(found.frame, spec, Path(out), origin, replace(settings, modality=modality or found.modality or info.modality))
 
 
 def make_choice(info: Info, task: str | None, split: str | None, options: Mapping[str, str]) -> Choice:
