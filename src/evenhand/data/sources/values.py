@@ -87,3 +87,13 @@ def bin_ages(ages: pd.Series, edges: Sequence[float]) -> pd.Series:
 def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = tuple(AGE_EDGES)) -> pd.DataFrame:
     """The frame with a column for each age scheme, made from its column ``age``."""
     return frame.assign(**{name: bin_ages(frame["age"], AGE_EDGES[name]) for name in schemes})
+
+
+def over_60(ages: pd.Series) -> pd.Series:
+    """``60 and under``, ``over 60`` or missing: where the code of MEDFAIR and DNE draws the line.
+
+    Example:
+        >>> over_60(pd.Series(["60", "61", None])).tolist()
+        ['60 and under', 'over 60', <NA>]
+    """
+    return bin_ages(ages, (61,)).map({"under 61": "60 and under", "61 and over": "over 60"}).astype("string")

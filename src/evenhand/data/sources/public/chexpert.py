@@ -8,7 +8,7 @@ from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info,
 from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import bin_ages, clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_ages
 from evenhand.errors import InputError
 
 BATCHES = (
@@ -48,12 +48,12 @@ INFO = Info(
     attributes=(
         Attribute("sex", "female, male"),
         Attribute("age60", "under 60; 60 and over"),
-        Attribute("age61", "60 and under; over 60 (the DNE code)"),
+        Attribute("age61", "60 and under; over 60 (the code of MEDFAIR and DNE)"),
         Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
         Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
         Attribute("race", "White, Black, Asian, Native American, Pacific Islander, Hispanic, Other, by the beginning of PRIMARY_RACE "
                   "('White, Hispanic' is White); unknown and refused are missing"),
-        Attribute("race_white", "White, Other (MEDFAIR, DNE; theirs count unknown race as other, here it is missing)"),
+        Attribute("race_white", "White, Other (MEDFAIR, DNE; theirs count unknown race as not White, here it is missing)"),
         Attribute("ethnicity", "Hispanic or Latino; not Hispanic or Latino, from ETHNICITY, else from the ending of PRIMARY_RACE"),
         Attribute("view", "PA, AP, lateral"),
     ),
@@ -83,7 +83,7 @@ INFO = Info(
         "the training table has no 0 for No Finding, only 1 and blank: blank is 0",
         "test labels come without sex and age: they are taken from CHEXPERT DEMO.xlsx, and missing without it",
         "Path begins with the name of the archive, whatever the folder is called now: only what follows it counts",
-        "the loaders of MEDFAIR and DNE count unknown sex as one of the two sexes and unknown race as other: here they are missing",
+        "the loaders of MEDFAIR and DNE count unknown sex as female and unknown race as not White: here they are missing",
         "not confirmed: all spellings in CHEXPERT DEMO.xlsx (those known from published code are read), the columns of the cheXbert "
         "tables, whether the demographics cover the test set",
     ),
@@ -115,7 +115,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         **{name: table[name] for name in LABELS},
         "sex": clean_sex(table["Sex"].fillna(demo["sex"]), found.notes),
         "age": ages,
-        "age61": bin_ages(ages, (61,)).map({"under 61": "60 and under", "61 and over": "over 60"}).astype("string"),
+        "age61": over_60(ages),
         "race": demo["race"], "race_white": white_or_other(demo["race"]), "ethnicity": demo["ethnicity"],
         "view": table["AP/PA"].str.strip().str.upper().where(frontal, "lateral"),
     })

@@ -9,7 +9,7 @@ import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_ages
 from evenhand.errors import ImageError
 
 FOLDERS = {
@@ -43,6 +43,7 @@ INFO = Info(
     attributes=(
         Attribute("sex", "female, male"),
         Attribute("age60", "under 60; 60 and over"),
+        Attribute("age61", "60 and under; over 60 (the code of MEDFAIR and DNE)"),
         Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
         Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
     ),
@@ -69,7 +70,7 @@ INFO = Info(
         "slice and lobe labels (*.npy, 54 COVID-19 and 25 CAP patients) are not read: they follow SliceLocation, whose direction was not "
         "checked against ours",
         "the preprint speaks of 171 patients with COVID-19, the archive holds 169",
-        "not confirmed: the licence, and the names of the .dcm files",
+        "not confirmed: the licence",
     ),
 )
 
@@ -79,13 +80,14 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found = Found(pd.DataFrame())
     patients = _patients(raw)
     people = _people(raw, patients, found.notes)
+    ages = clean_age(people["age"], found.notes)
     frame = with_ages(pd.DataFrame({
         "patient_id": patients["patient_id"],
         "COVID-19": patients["diagnosis"].eq("COVID-19").map({True: "1", False: "0"}),
         "disease": patients["diagnosis"].ne("Normal").map({True: "1", False: "0"}),
         "diagnosis": patients["diagnosis"],
         "sex": clean_sex(people["sex"], found.notes),
-        "age": clean_age(people["age"], found.notes),
+        "age": ages, "age61": over_60(ages),
         "slices": patients["slices"],
     }))
     found.counts = {"patients": len(frame), **{name: int(frame["diagnosis"].eq(name).sum()) for name in FOLDERS}}
