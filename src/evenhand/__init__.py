@@ -16,6 +16,10 @@ Train an image edit for an encoder behind an API, and a probe on edited images::
     edit = eh.edit_train(eh.compose("edit train", ["data=prepared", "model=https://host", "method=gezo", "out=runs/edit"]))
     run = eh.train(eh.compose("train", ["data=prepared", "model=https://host", "method=linear_probe", "edit=runs/edit"]))
 
+Look at a prepared data set before anything is trained on it::
+
+    eh.make_data_card("prepared", "card.html")
+
 Search which parts of a network to fine-tune, and train with the mask that was found::
 
     eh.search_mask(eh.compose("search", ["data=prepared", "model=resnet18", "space=conv|norm", "out=runs/search"]))
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from evenhand.patches.artifact import revert_patch as revert_patch
     from evenhand.patches.storage import load_patch as load_patch
     from evenhand.runs.audit import audit as audit
+    from evenhand.runs.card import make_data_card as make_data_card
     from evenhand.runs.compare import compare as compare
     from evenhand.runs.edit import edit_head as edit_head
     from evenhand.runs.edit import edit_train as edit_train
@@ -80,6 +85,7 @@ _FUNCTIONS = {
     "load_edit": "evenhand.edits.artifact",
     "load_patch": "evenhand.patches.storage",
     "make_cohort": "evenhand.data.synthetic",
+    "make_data_card": "evenhand.runs.card",
     "make_patch_run": "evenhand.runs.patch",
     "patch_apply": "evenhand.runs.patch_files",
     "patch_inspect": "evenhand.runs.patch_files",
@@ -98,8 +104,9 @@ _ROOMS = (
 __all__ = [
     "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "describe_source", "edit_apply", "edit_head",
     "edit_inspect", "edit_measure", "edit_train", "edits", "errors", "evaluate", "evaluation", "export", "list_sources", "load_edit",
-    "load_patch", "make_cohort", "make_patch_run", "methods", "metrics", "models", "patch_apply", "patch_inspect", "patch_revert",
-    "patches", "predict", "prepare_csv", "prepare_source", "report", "revert_patch", "runs", "search", "search_mask", "train", "training",
+    "load_patch", "make_cohort", "make_data_card", "make_patch_run", "methods", "metrics", "models", "patch_apply", "patch_inspect",
+    "patch_revert", "patches", "predict", "prepare_csv", "prepare_source", "report", "revert_patch", "runs", "search", "search_mask",
+    "train", "training",
 ]
 
 

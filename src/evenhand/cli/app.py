@@ -24,6 +24,7 @@ from evenhand.errors import EvenhandError, InputError
 COMMANDS = {
     "demo": ("evenhand.cli.demo:demo_command", "The whole story on a synthetic cohort with a known, planted bias; minutes, offline."),
     "prepare": ("evenhand.cli.prepare:prepare_command", "A table and a folder of images -> a checked, decode-once prepared data set."),
+    "card": ("evenhand.cli.card:card_command", "A page about a prepared data set, to be read before a model is trained on it."),
     "train": ("evenhand.cli.train:train_command", "Train any method or baseline on a prepared data set, audit it, write a run folder."),
     "search": ("evenhand.cli.search:search_command", "Which parts of a network to fine-tune, for fairness on validation rows: mask.json."),
     "edit": ("evenhand.cli.edit:edit_command", "Image edits that hide an attribute from an encoder: head, train, apply, inspect, measure."),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from evenhand.config.card import CardConfig
 from evenhand.config.editing import EditApplyConfig, EditHeadConfig, EditInspectConfig, EditMeasureConfig, EditTrainConfig, ServeConfig
 from evenhand.config.methods import EVERY_METHOD
 from evenhand.config.options import Option, list_options, nearest, section_names, strip_optional
@@ -32,7 +33,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "predict": PredictConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
     "edit head": EditHeadConfig, "edit train": EditTrainConfig, "edit apply": EditApplyConfig, "edit inspect": EditInspectConfig,
     "edit measure": EditMeasureConfig, "serve": ServeConfig, "search": SearchConfig, "patch make": PatchMakeConfig,
-    "patch apply": PatchApplyConfig, "patch revert": PatchRevertConfig, "patch inspect": PatchInspectConfig,
+    "patch apply": PatchApplyConfig, "patch revert": PatchRevertConfig, "patch inspect": PatchInspectConfig, "card": CardConfig,
 }
 GROUPS = ("data", "model", "method", "trainer")
 """Sections that presets can fill."""

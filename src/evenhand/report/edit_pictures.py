@@ -50,13 +50,16 @@ def as_pixels(image: Array) -> Pixels:
     return levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0))
 
 
-def pixel_picture(title: str, pixels: Pixels, caption: str, width: int = SHOWN) -> Picture:
-    """A picture of pixels, (h, w) grey or (h, w, 3) colour, as a PNG within the page."""
+def pixel_picture(title: str, pixels: Pixels, caption: str, width: int = SHOWN, colours: int = 0) -> Picture:
+    """A picture of pixels, (h, w) grey or (h, w, 3) colour, as a PNG within the page; ``colours``: at most so many, for a smaller page."""
     from markupsafe import Markup
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    image = Image.fromarray(pixels)
+    if colours and pixels.ndim == 3:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
+    image.save(buffer, "PNG", optimize=True)
     address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     look = "width:100%;height:auto;image-rendering:pixelated;border:1px solid #c9d1d8"
     text = escape(f"{title}. {caption}", quote=True)

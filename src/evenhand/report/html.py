@@ -121,7 +121,7 @@ def render(template: str, **values: Any) -> str:
 
 def write_sections(
     path: Path, *, title: str, eyebrow: str, about: str, heading: str, lead: str, facts: Sequence[tuple[str, str]],
-    sections: Sequence[Section], version: Any, source: str,
+    sections: Sequence[Section], version: Any, source: str, foot: str = "",
 ) -> Path:
     """Write a page of facts and sections, what all but audits and comparisons are.
 
@@ -132,9 +132,11 @@ def write_sections(
         sections: the others.
         version: of the package that made the numbers.
         source: what they were made from, for the foot.
+        foot: what the page says of itself; default: what a page about a model's performance says.
     """
     contents = [("facts", heading), *((section.id, section.title) for section in sections)]
     page = {"title": title, "eyebrow": eyebrow, "lead": about, "contents": contents, "version": str(version or ""), "source": source}
+    page |= {"foot": foot} if foot else {}
     return _write(render("edit.html.j2", page=page, heading=heading, lead=lead, facts=list(facts), sections=list(sections)), path)
 
 
