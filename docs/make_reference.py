@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md and docs/reference/python.md from the code: ``make reference``.
+"""Write the pages of docs/reference from the code: ``make reference``.
 
 With ``--check`` nothing is written; the exit code tells whether the pages are as the code says.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from data_sets import data_sets_page
 
 import evenhand as eh
 from evenhand.cli.app import COMMANDS, EPILOG
@@ -123,7 +124,7 @@ def _shown(default: Any) -> str:
 def main() -> int:
     """Write or check the pages."""
     published = {FOLDER.parent / "methods" / f"{system.name.lower()}.md": system for system in systems()}
-    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "python.md": python_page()}
+    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "python.md": python_page(), FOLDER / "data_sets.md": data_sets_page(NOTE)}
     pages |= {page: with_published_tables(page, system) for page, system in published.items()}
     names = {path: path.relative_to(FOLDER.parent).as_posix() for path in pages}
     stale = [names[path] for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -31,7 +31,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 def test_commands_on_the_pages_exist_and_their_options_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     monkeypatch.chdir(tmp_path)
-    for name in ("prepared", "prepared/ham", "prepared/external", "encoder.pth", "runs/finetune"):
+    for name in ("prepared", "prepared/ham", "prepared/chexpert", "prepared/external", "encoder.pth", "runs/finetune"):
         (tmp_path / name).mkdir(exist_ok=True, parents=True)
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in re.findall(r"^evenhand (?:.*\\\n)*.*", block, re.MULTILINE):

@@ -55,8 +55,8 @@ def test_the_list_names_every_public_set(capsys: pytest.CaptureFixture[str], mon
     shown = capsys.readouterr().out
     for info in list_sources():
         line = next(line for line in shown.splitlines() if line.startswith(f"│ {info.name} "))
-        assert info.modality in line
-        assert ("yes" if info.verified else "no") in line
+        assert (info.own or info.modality) in (True, *line.split())
+        assert ("yours" if info.own else "yes" if info.verified else "no") in line.split()
     assert "verified: the layout was checked against a real download" in shown
 
 

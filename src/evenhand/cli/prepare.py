@@ -44,6 +44,9 @@ def prepare_command(
     size: Annotated[int, typer.Option(help="Side of the stored images, in pixels; default: 224, or the set's.", show_default=False)] = 0,
     resize: Annotated[str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)] = "",
     channels: Annotated[int, typer.Option(help="1 or 3; 0: the set's, or 1 where every image is grey, else 3.")] = 0,
+    dicom_window: Annotated[
+        str, typer.Option(help="DICOM: number of a window of the header, from 0, or CENTRE,WIDTH; default: the first.", show_default=False)
+    ] = "",
     fractions: Annotated[str, typer.Option(help="Shares of train, val and test, where no split is published.")] = "0.7,0.1,0.2",
     images: Annotated[Optional[Path], _own(help="Folder that the table's image paths are relative to.", metavar="DIR")] = None,
     kind: Annotated[str, typer.Option(help="Of own labels: binary, multiclass or multilabel; default: told.", show_default=False)] = "",
@@ -77,6 +80,7 @@ def prepare_command(
     shared: dict[str, Any] = {
         "bins": parse_bins(bins), "channels": channels or None, "fractions": parse_numbers(fractions, "fractions"),
         "keep_going": keep_going, "seed": seed, "workers": workers or None, "progress": True, "shared": several,
+        "dicom_window": dicom_window or None,
     }
     own = source == "csv"
     _summarise(_prepare_own(raw, out, given, shared) if own else _prepare_public(source, raw, out, given, shared))
@@ -141,9 +145,10 @@ def _show(describe: str) -> None:
 
     grid = Table("name", "title", "modality", "verified", "licence")
     grid.columns[0].no_wrap = grid.columns[2].no_wrap = True
-    for info in list_sources():
-        grid.add_row(info.name, info.title, info.modality, "yes" if info.verified else "no", info.licence)
-    grid.add_row("csv", "your own table and folder of images", "any", "yes", "yours")
+    for info in sorted(list_sources(), key=lambda info: info.own):
+        verified = "yes" if info.verified else "no"
+        grid.add_row(info.name, info.title, *(("any", "yours", "yours") if info.own else (info.modality, verified, info.licence)))
+    grid.add_row("csv", "Your own table and folder of images", "any", "yours", "yours")
     console = Console(highlight=False)
     console.print(grid)
     console.print("verified: the layout was checked against a real download, not only against the provider's documentation", soft_wrap=True)

@@ -49,7 +49,7 @@ def story(tmp_path: Path) -> Callable[..., PreparedData]:
 
     def tell(name: str, raw: Path, **options: Any) -> PreparedData:
         before = _state(raw)
-        out = tmp_path / f"prepared {name}"
+        out = tmp_path / f"prepared {Path(name).stem}"
         options = {"size": 32, "workers": 1, **options}
         data = prepare_source(name, raw, out, **options)
         _check(data)
@@ -57,7 +57,7 @@ def story(tmp_path: Path) -> Callable[..., PreparedData]:
         written = _state(out)
         assert prepare_source(name, raw, out, **options).fingerprint == data.fingerprint
         assert _state(out) == written, "a second call does nothing"
-        run = train(replace(_config(), data=replace(_config().data, path=str(out)), out=str(tmp_path / "runs" / name)))
+        run = train(replace(_config(), data=replace(_config().data, path=str(out)), out=str(tmp_path / "runs" / Path(name).stem)))
         assert (Path(run) / "audit.json").is_file()
         assert _state(raw) == before, "the raw folder is only read"
         return data

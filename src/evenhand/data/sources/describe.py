@@ -29,7 +29,7 @@ def describe_source(name: str, width: int = 100) -> str:
     parts = [
         f"{info.name}: {info.title}",
         _line("Release", info.version, width),
-        _line("Checked", checked(info), width),
+        _line("Layout", checked(info), width),
         _line("Stored", f"{info.modality}, {info.size} x {info.size} pixels ({info.resize}), {channels}", width),
         _line("Command", f"evenhand prepare {info.name} RAW_FOLDER OUT", width),
         *([_line("Also as", ", ".join(info.aliases), width)] if info.aliases else []),
@@ -62,9 +62,11 @@ def describe_source(name: str, width: int = 100) -> str:
 
 def checked(info: Info) -> str:
     """Whether the layout was seen on real data, in words."""
+    if info.own:
+        return "your own data, as the layout says"
     if info.verified:
-        return "against a real download"
-    return "not against a real download: layout and columns are the provider's documentation's"
+        return "checked against a real download"
+    return "not checked against a real download; as the provider's documentation says"
 
 
 def labels_text(labels: Sequence[str]) -> str:

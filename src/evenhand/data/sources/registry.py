@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Protocol
@@ -36,11 +37,13 @@ def source_names() -> tuple[str, ...]:
 
 
 def find_source(name: str) -> Any:
-    """The module of a source, by its name or by another name that it goes by.
+    """The module of a source, by its name, by another name that it goes by, or by the path of a file of your own, as ``mine.py``.
 
     Raises:
-        InputError: no such source; the nearest name is offered.
+        InputError: no such source (the nearest name is offered), or the file is none.
     """
+    if name.endswith(".py"):
+        return _own_source(Path(name))
     if name in source_names():
         return import_module(f"{FOLDER}.{name}")
     others = {alias: known for known, info in all_sources().items() for alias in info.aliases}
@@ -48,6 +51,25 @@ def find_source(name: str) -> Any:
         known = sorted(["csv", *source_names(), *others])
         raise InputError(f"source '{name}' is not known; {nearest(name, known, otherwise='known sources are: ' + ', '.join(known))}")
     return import_module(f"{FOLDER}.{others[name]}")
+
+
+def _own_source(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a Python file with INFO and read(raw, choice), or the name of a public data set")
+    spec = spec_from_file_location(f"evenhand_source_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} cannot be loaded as a Python file")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} cannot be loaded ({type(error).__name__}: {error}); correct the file") from error
+    info = getattr(module, "INFO", None)
+    if not isinstance(info, Info) or not callable(getattr(module, "read", None)):
+        raise InputError(f"{path} is no source of data; it needs INFO, an Info, and read(raw, choice), as in docs/guide/public_data.md")
+    if info.name in ("csv", *source_names()):
+        raise InputError(f"{path} calls itself '{info.name}', which is a source of evenhand; give INFO another name")
+    return module
 
 
 def all_sources() -> dict[str, Info]:
