@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from evenhand.data.sources.base import Attribute, Option
+from evenhand.data.sources.base import Attribute, Found, Option
 from evenhand.data.sources.values import clean_age, clean_sex, with_ages
 
 SEX = Attribute("sex", "female, male")
@@ -79,3 +79,12 @@ def known_races(values: pd.Series, notes: list[str]) -> pd.DataFrame:
         notes.append(f"race: {odd} values are none of asian, black, white and count as missing")
     white = race.eq("white").map({True: "white", False: "other"}, na_action="ignore").astype("string")
     return pd.DataFrame({"race": race, "race_white": white}, index=values.index)
+
+
+def leave_out_each(found: Found, reasons: Mapping[str, Sequence[bool]]) -> None:
+    """Leave out rows by several reasons, each row by the first that holds for it."""
+    first = [next((reason for reason, rows in reasons.items() if rows[place]), "") for place in range(len(found.frame))]
+    state = pd.Series(first, dtype="string")
+    for reason in reasons:
+        found.leave_out(state.eq(reason).to_numpy(bool), reason)
+        state = state[state.ne(reason)].reset_index(drop=True)

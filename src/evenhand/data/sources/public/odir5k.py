@@ -7,7 +7,7 @@ import re
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, people, plain_numbers
+from evenhand.data.sources.public._eyes import AGES, SEX, leave_out_each, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
 
 CODES = ("N", "D", "G", "C", "A", "H", "M", "O")
@@ -94,8 +94,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         patients.assign(eye=side.lower(), file=patients[f"{side}-Fundus"].str.strip(), words=patients[f"{side}-Diagnostic Keywords"])
         for side in ("Left", "Right")
     ], ignore_index=True)
-    if listed:
-        eyes = eyes[eyes["file"].isin(listed)].reset_index(drop=True)
+    eyes = eyes[eyes["file"].isin(listed) if listed else eyes["file"].notna()].reset_index(drop=True)
     files = raw.by_stem(FOLDERS, (".jpg", ".jpeg", ".png"))
     named = [find_codes(words) if isinstance(words, str) else set() for words in eyes["words"]]
     codes = {code: pd.Series([str(int(code in names)) if names else None for names in named], dtype="string") for code in CODES}
@@ -118,11 +117,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     }
     if choice.options["background"] == "leave_out":
         reasons["the provider names its wrong background"] = [name.rpartition(".")[0] in BACKGROUND for name in eyes["file"]]
-    first = [next((reason for reason, rows in reasons.items() if rows[place]), "") for place in range(len(eyes))]
-    found.frame["reason"] = pd.Series(first, dtype="string")
-    for reason in reasons:
-        found.leave_out(found.frame["reason"].eq(reason).to_numpy(bool), reason)
-    found.frame = found.frame.drop(columns="reason")
+    leave_out_each(found, reasons)
     return found
 
 
