@@ -16,8 +16,8 @@ from evenhand.data import references
 from evenhand.data.building import files_key
 from evenhand.data.cache import build_cache
 from evenhand.data.images import Header, probe_image, read_image
-from evenhand.data.references import Reference, file_behind, find_reference, is_there
-from evenhand.errors import ImageError
+from evenhand.data.references import Reference, file_behind, find_reference, is_there, with_window
+from evenhand.errors import ImageError, InputError
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (7, 12, 9, 3), dtype=np.uint8)
@@ -119,6 +119,17 @@ def test_pages_of_a_tiff(tmp_path: Path) -> None:
         read_image(f"{tmp_path}/a.tiff#frame=3")
     with pytest.raises(ImageError, match="'row' is not a key for an image file; its keys are frame"):
         read_image(f"{tmp_path}/a.tiff#row=3")
+
+
+def test_a_window_goes_to_dicom_images_only(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "notes").write_bytes(b"text")
+    cells = ["IM0001", "IM0001#frame=2", "IM0001#window=1,2", "IM0001#axis=0&slice=1&scale=0,1", "notes", "gone", "a.png"]
+    expected = ["IM0001#window_index=1", "IM0001#frame=2&window_index=1", *cells[2:]]
+    assert with_window(cells, tmp_path, "1") == expected
+    for bad in ("x", "1,", "40,0", "-1", "1,2,3"):
+        with pytest.raises(InputError, match="must be the number of a window in the header, from 0, or CENTRE,WIDTH"):
+            with_window(cells, tmp_path, bad)
 
 
 def test_a_missing_or_empty_file_is_said(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from evenhand.data.cache import ImageCache, build_cache
 from evenhand.data.datasets import MODALITIES, SCHEMA, PreparedData, data_hash
 from evenhand.data.images import RESIZES, Resize
 from evenhand.data.notes import drop_missing, table_notes
+from evenhand.data.references import rules_note, window_keys, with_window
 from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits, split_shares
 from evenhand.data.table import Kind, TableSpec, attribute_groups, check_table, class_names, image_keys, infer_kind, label_array
 from evenhand.errors import EvenhandError, InputError
@@ -51,6 +52,7 @@ class Settings:
         keep_going: leave unreadable images out (listed in ``excluded.csv``) instead of refusing.
         progress: show progress bars.
         shared: share the decoding with every process, on this machine or others, that prepares the same data set in the same folder.
+        dicom_window: the window of DICOM images: the number of one in the header, from 0, or ``CENTRE,WIDTH``; None: the first.
     """
 
     size: int = 224
@@ -63,18 +65,21 @@ class Settings:
     keep_going: bool = False
     progress: bool = False
     shared: bool = False
+    dicom_window: str | None = None
 
     def check(self) -> None:
         """Refuse wrong options before anything is read.
 
         Raises:
-            InputError: modality, resize or fractions are none of those there are.
+            InputError: modality, resize, fractions or window are none of those there are.
         """
         if self.modality not in MODALITIES:
             raise InputError(f"modality is '{self.modality}', but must be one of {', '.join(MODALITIES)}")
         if self.resize not in RESIZES:
             raise InputError(f"resize is '{self.resize}', but must be one of {', '.join(RESIZES)}")
         split_shares(self.fractions)
+        if self.dicom_window is not None:
+            window_keys(self.dicom_window)
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,9 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
     frame = _plain_ages(frame, spec, notes)
     frame = _without_repeats(frame, notes)
     check_table(_without_rest(frame), spec)
+    if settings.dicom_window is not None:
+        frame = frame.assign(image=with_window(image_keys(frame).tolist(), origin.images, settings.dicom_window))
+    notes += rules_note(image_keys(frame).tolist())
     if spec.kind == "multiclass":
         spec = replace(spec, classes=class_names(frame, spec.labels[0]))
     dropped = frame.iloc[:0].assign(reason="")

@@ -30,13 +30,14 @@ become uint16; without them an array must be an image already: uint8 (stays so),
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenhand.errors import ImageError, nearest
+from evenhand.errors import ImageError, InputError, nearest
 
 if TYPE_CHECKING:
     from evenhand.data.images import Header, Pixels
@@ -45,6 +46,7 @@ KEYS = ("array", "row", "column", "frame", "axis", "slice", "project", "window",
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
 VOLUMES = (*NIFTI, ".mat", ".h5", ".hdf5", ".hdf", ".parquet", ".pkl", ".pickle")
 """Files that are read through references only, so that a path without keys is answered with what is lacking."""
+_NOT_DICOM = (*VOLUMES, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy", ".npz")
 _ARRAY = frozenset({"array", "row", "axis", "slice", "project", "window", "scale"})
 _ALLOWED: dict[str, frozenset[str]] = {
     "parquet": frozenset({"row", "column"}),
@@ -145,6 +147,84 @@ def is_there(text: str | Path) -> bool:
     """Whether the file of a path, or the file or folder behind a reference, exists."""
     path = file_behind(text)
     return os.path.isfile(path) or (path != str(text) and os.path.isdir(path))
+
+
+def window_keys(text: str) -> str:
+    """What is typed as a window -> the key of a reference: ``1`` is the header's second window, ``40,400`` is centre and width.
+
+    Raises:
+        InputError: neither of the two.
+
+    Example:
+        >>> window_keys("1"), window_keys("-600, 1500")
+        ('window_index=1', 'window=-600,1500')
+    """
+    text = text.replace(" ", "")
+    if text.isascii() and text.isdigit():
+        return f"window_index={text}"
+    try:
+        _, width = (float(part) for part in text.split(","))
+    except ValueError:
+        width = 0.0
+    if width <= 0:
+        raise InputError(f"DICOM window is '{text}', but must be the number of a window in the header, from 0, or CENTRE,WIDTH")
+    return f"window={text}"
+
+
+def with_window(cells: Sequence[str], folder: str | Path, window: str) -> list[str]:
+    """Image cells with a window for those of DICOM images that have none of their own; volumes have theirs.
+
+    Args:
+        cells: paths or references, relative to the folder.
+        folder: where they lie.
+        window: as `window_keys` takes it.
+
+    Raises:
+        InputError: the window is none.
+    """
+    key = window_keys(window)
+    return [_windowed(cell, os.path.join(folder, cell), key) for cell in cells]
+
+
+def _windowed(cell: str, path: str, key: str) -> str:
+    from evenhand.data.images import is_dicom
+
+    keys: Mapping[str, str] = {}
+    with suppress(ImageError):  # said when the image is read
+        reference = find_reference(path)
+        keys = reference.keys if reference else {}
+    if path.lower().endswith(_NOT_DICOM) or {"axis", "window", "window_index", "scale"} & set(keys):
+        return cell
+    try:
+        with open(file_behind(path), "rb") as stream:
+            dicom = is_dicom(stream.read(132))
+    except OSError:
+        return cell
+    return f"{cell}{'&' if keys else '#'}{key}" if dicom else cell
+
+
+def rules_note(cells: Sequence[str]) -> list[str]:
+    """One sentence about what is taken out of files, empty where every image is a file of its own; numbers that differ are left out.
+
+    Example:
+        >>> rules_note(["a.dcm#frame=3", "b.dcm#frame=3", "c.png", "d.nii#axis=2&slice=4", "d.nii#axis=2&slice=5"])
+        ['4 images are taken out of files: 2 by axis=2 and slice=…; 2 by frame=3']
+    """
+    rules: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for cell in cells:
+        if "#" in cell and "=" in cell.rpartition("#")[2]:
+            keys = dict(part.partition("=")[::2] for part in cell.rpartition("#")[2].split("&"))
+            rules.setdefault(tuple(keys), []).append(keys)
+    if not rules:
+        return []
+    words = []
+    for names, found in rules.items():
+        values = {name: {keys[name] for keys in found} for name in names}
+        shown = [f"{name}={next(iter(values[name])) if len(values[name]) == 1 else '…'}" for name in names]
+        words.append(f"{len(found):,} by {', '.join(shown[:-1])}{' and ' if len(shown) > 1 else ''}{shown[-1]}")
+    total = sum(map(len, rules.values()))
+    verb = "image is" if total == 1 else "images are"
+    return [f"{total:,} {verb} taken out of files: {'; '.join(sorted(words))}"]
 
 
 def probe_reference(reference: Reference) -> Header:

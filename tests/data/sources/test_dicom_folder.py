@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evenhand.cli.app import main
 from evenhand.data.datasets import PreparedData
+from evenhand.data.images import fit_grid, read_image, resize_image
 from evenhand.data.sources.prepare import prepare_source
 from evenhand.data.sources.public import _dicom_headers
-from evenhand.errors import InputError
+from evenhand.errors import ImageError, InputError
 from tests.data.sources.miniatures.dicom_folder import write_file
 from tests.data.sources.reading import found
 
@@ -157,6 +159,23 @@ def test_tables_that_do_not_fit_are_said(miniature: Callable[..., Path], tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no DICOM file"):
         found("dicom_folder", tmp_path / "empty")
+
+
+def test_the_window_of_the_command_line_is_in_the_table(miniature: Callable[..., Path], tmp_path: Path) -> None:
+    root = miniature("dicom_folder", patients=12)
+    words = ["prepare", "dicom_folder", str(root), str(tmp_path / "out"), "--label", "effusion", "--size", "32", "--attributes", "sex"]
+    assert main([*words, "--dicom-window", "2000,1000"]) == 0
+    data = PreparedData.open(tmp_path / "out")
+    assert data.table["image"].str.endswith("#window=2000,1000").all()
+    assert any("images are taken out of files: " in note and "by window=2000,1000" in note for note in data.description["notes"])
+    first = read_image(root / data.table["image"][0])
+    assert np.array_equal(data.cache.raw([0])[0], fit_grid(resize_image(first, 32), 1, 16))
+    assert main([*words, "--dicom-window", "1"]) == 2, "another window is another data set"
+    with pytest.raises(InputError, match="DICOM window is '40,0'"):
+        prepare_source("dicom_folder", root, tmp_path / "other", labels=["effusion"], dicom_window="40,0")
+    with pytest.raises(ImageError, match="images are missing or cannot be read") as error:
+        prepare_source("dicom_folder", root, tmp_path / "other", labels=["effusion"], dicom_window="1")
+    assert "window 1 is asked for, but the DICOM header has 1 window" in error.value.details[0]
 
 
 def test_labels_must_be_named(miniature: Callable[..., Path], tmp_path: Path) -> None:

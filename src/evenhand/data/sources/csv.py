@@ -38,6 +38,7 @@ def prepare_csv(
     seed: int = 0,
     progress: bool = False,
     shared: bool = False,
+    dicom_window: str | None = None,
 ) -> PreparedData:
     """Check a table, decode its images once, and write a prepared data set.
 
@@ -64,6 +65,7 @@ def prepare_csv(
         seed: of the splits, where the table has none.
         progress: show progress bars.
         shared: share the decoding with every process, on this machine or others, that makes the same call on the same ``out``.
+        dicom_window: the window of DICOM images: the number of one in the header, from 0, or ``CENTRE,WIDTH``; None: the first.
 
     Returns:
         The prepared data set, opened.
@@ -74,7 +76,7 @@ def prepare_csv(
         InputError: an option is wrong, or ``out`` holds something else.
         DiskFullError: no room; nothing half-written is left.
     """
-    settings = Settings(size, resize, modality, channels, fractions, seed, workers, keep_going, progress, shared)
+    settings = Settings(size, resize, modality, channels, fractions, seed, workers, keep_going, progress, shared, dicom_window)
     _check_options(Path(images), columns)
     settings.check()
     frame, notes = _canonical(read_table(table), columns)

@@ -45,6 +45,7 @@ def prepare_source(
     seed: int = 0,
     progress: bool = False,
     shared: bool = False,
+    dicom_window: str | None = None,
 ) -> PreparedData:
     """Read a public data set's raw download, decode its images once, and write a prepared data set.
 
@@ -73,6 +74,7 @@ def prepare_source(
         seed: of the splits.
         progress: show progress bars.
         shared: share the decoding with every process, on this machine or others, that makes the same call on the same ``out``.
+        dicom_window: the window of DICOM images: the number of one in the header, from 0, or ``CENTRE,WIDTH``; None: the first.
 
     Returns:
         The prepared data set, opened.
@@ -96,7 +98,7 @@ def prepare_source(
     chosen = _labels(info, choice.task, labels)
     settings = Settings(
         size or info.size, resize or info.resize, modality or info.modality, channels or info.channels, fractions, seed, workers,
-        keep_going, progress, shared,
+        keep_going, progress, shared, dicom_window,
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
