@@ -115,15 +115,17 @@ def test_the_table_fills_what_headers_lack_and_splits(miniature: Callable[..., P
 
 def test_files_of_several_frames_are_refused_or_picked(miniature: Callable[..., Path]) -> None:
     root = miniature("dicom_folder", key="AccessionNumber")
-    tags = {"AccessionNumber": "ACC0000", "PatientID": "MRN70000", "PatientSex": "F", "PatientAge": "050Y"}
+    tags = {"AccessionNumber": "ACC0000", "PatientID": "MRN70000", "PatientSex": "F", "PatientAge": "050Y", "Modality": "OP"}
     write_file(root / "export/cine", np.zeros((5, 48, 40)), "1.2.9", **tags)
     with pytest.raises(InputError, match="1 DICOM files hold 5 frames") as error:
         found("dicom_folder", root)
     assert error.value.details == ("export/cine",)
+    assert found("dicom_folder", root, frames="first").modality == "chest_film"
     for how, frames in (("first", [0]), ("middle", [2]), ("all", range(5))):
         result = found("dicom_folder", root, frames=how)
         assert result.frame["image"][result.frame["image"].str.contains("cine")].tolist() == [f"export/cine#frame={k}" for k in frames]
         assert "1 files hold 5 frames: " in " ".join(result.notes)
+        assert "headers are of several modalities: DX 32, OP 1" in result.notes
 
 
 @pytest.mark.parametrize(

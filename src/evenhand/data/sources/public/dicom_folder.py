@@ -27,6 +27,10 @@ _PERSONAL = re.compile(
     r"name$|birth|^dob$|^patient$|patientid|^mrn$|accession|instanceuid|address|phone|(study|series|acquisition|content)date"
 )
 _SEX, _AGE = ("sex", "patientsex", "gender", "patientgender"), ("age", "patientage")
+RECIPES = {
+    "CR": "chest_film", "DX": "chest_film", "CT": "ct", "MR": "mri", "OP": "fundus", "OPT": "oct", "XC": "photograph", "DMS": "dermoscopy",
+}
+"""Modality of the header -> what `evenhand.data.datasets` calls the kind of images."""
 _TABLES = (".csv", ".tsv", ".parquet")
 IntArray = npt.NDArray[np.int64]
 
@@ -80,7 +84,7 @@ INFO = Info(
         "PatientIdentityRemoved and BurnedInAnnotation are read and said, not trusted: look at your images for burned-in names",
         "ages in months, weeks and days are whole years; a de-identifier may write 090Y for all of 90 and over",
         "files without a PatientID: each study counts as a patient of its own",
-        "the modality picks the augmentation recipe: give --modality where the files are no chest films",
+        "the header's Modality picks the augmentation recipe (CR and DX: chest film); give --modality where it does not fit",
     ),
     aliases=("dicom",),
 )
@@ -119,6 +123,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found.frame = found.frame.assign(**{column: value for column, value in values.items() if column not in (*taken, "split")})
     if choice.split == "published":
         found.frame["split"] = _split(values, name)
+    found.modality = _recipe(frame["modality"], notes)
     found.counts = {"images": len(frame), "patients": int(patient.nunique())}
     found.leave_out(pd.Series(joined < 0), f"no row in {name}")
     if not len(found.frame):
@@ -152,6 +157,16 @@ def _header_notes(frame: pd.DataFrame, others: int, odd: list[str]) -> list[str]
     if several:
         notes.append(f"{several} images have several windows in their header; the first is used unless --dicom-window names another")
     return notes
+
+
+def _recipe(modalities: pd.Series, notes: list[str]) -> str | None:
+    """The kind of images that most headers name; that it is a choice is said where others are there."""
+    counted = modalities.dropna().value_counts()
+    if not len(counted):
+        return None
+    if len(counted) > 1:
+        notes.append("headers are of several modalities: " + ", ".join(f"{name} {count}" for name, count in counted.items()))
+    return RECIPES.get(str(counted.index[0]).upper())
 
 
 def _table(raw: RawFolder, given: str) -> tuple[pd.DataFrame, str]:
