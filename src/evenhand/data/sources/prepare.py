@@ -224,7 +224,8 @@ def _check_splits(frame: pd.DataFrame) -> None:
     if len(pairs):
         several = pairs.groupby("patient_id")["split"].agg("+".join)
         counted = ", ".join(f"{names} {count}" for names, count in several.value_counts().items())
-        raise InputError(f"{len(several)} patients have images in several of the published splits ({counted}); use --split patient")
+        have = "1 patient has" if len(several) == 1 else f"{len(several)} patients have"
+        raise InputError(f"{have} images in several of the published splits ({counted}); use --split patient")
 
 
 def _left_out(found: Found, notes: list[str]) -> pd.DataFrame | None:
