@@ -26,7 +26,7 @@ def write(root: Path, *, patients: int = 24, seed: int = 0) -> None:
                 kind = (number - 1) % 8
             truth.append([name, *("1.0" if place == kind else "0.0" for place in range(9))])
             age = "" if row % 9 == 8 else str(20 + 5 * (row % 12))
-            sex = "" if row % 7 == 6 else ("female", "male")[row // 4 % 2]
+            sex = "" if row % 7 == 6 else ("female", "male")[row // 8 % 2]
             given.append([name, age, "head/neck" if row % 2 else "", *([lesion] if lesion_column else []), sex])
             draw(root / f"ISIC_2019_{part}_Input" / f"{name}.jpg", rng, CLASSES[kind] in ("MEL", "BCC", "AK", "SCC"))
             number += 1

@@ -21,7 +21,7 @@ ATTRIBUTES = (
 TONE_TRAP = (
     f"no skin tones are published; where {TONE_TABLE} of Bevan and Atapour-Abarghouei (github.com/pbevan1/Detecting-Melanoma-Fairly) lies "
     "in the raw folder, its column fitzpatrick is joined: types estimated from the colour of the pixels around the lesion, not judged by "
-    "a person (BMFT and SWiFT trained on those)"
+    "a person (not confirmed: that BMFT's and SWiFT's own tables of ISIC, which are not published, hold these)"
 )
 OVERLAP_TRAP = (
     "the challenges share images: 2019's training part holds HAM10000 (2018's) and images of 2017; a model trained on one is not tested "

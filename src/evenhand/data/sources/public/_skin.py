@@ -19,7 +19,7 @@ AGES = (
     Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over (MEDFAIR)"),
 )
 TONES = (
-    Attribute("skin_tone", "light: Fitzpatrick I to III; dark: IV to VI (MEDFAIR; SWiFT's released code has the same edge)"),
+    Attribute("skin_tone", "light: Fitzpatrick I to III; dark: IV to VI (MEDFAIR; SWiFT's repository has the same edge)"),
     Attribute("skin_tone3", "I-II; III-IV; V-VI (the authors of Fitzpatrick17k and of DDI)"),
     Attribute("fitzpatrick", "1 to 6"),
 )

@@ -70,6 +70,7 @@ INFO = Info(
         "many images have a dark border; the authors' code cuts 25 pixels, which is not done here",
         "with image=clinic the images are no dermoscopic ones: train with data=photograph, whose augmentation fits them",
         "not confirmed: whether case_id, empty for nearly all, links cases of one patient; each case counts as a patient",
+        "not confirmed: the sizes of the three lists",
     ),
 )
 

@@ -51,11 +51,11 @@ INFO = Info(
     aliases=("fitz17k",),
     traps=(
         "images are downloaded from their addresses, of which some no longer answer: rows without an image are left out, and said",
-        "type -1 is unknown: missing; SWiFT's released code counts it as light (type <= 3), MEDFAIR drops it",
+        "type -1 is unknown: missing; a script of SWiFT's repository counts it as light (type <= 3), MEDFAIR drops it",
         "no patient id is published: two photographs of one person can fall into two splits, and near-duplicates are known "
         "(Abhishek et al., Scientific Data 12:196, 2025)",
         "skin types were judged from the photographs, by two services that differ; neither sex nor age is published",
-        "only 504 images were checked by dermatologists (qc)",
+        "few images were checked by dermatologists (qc is empty for nearly all)",
         "not confirmed: the folder that the authors' archive of all images unpacks to",
     ),
 )

@@ -40,7 +40,7 @@ INFO = Info(
         Expected("training images", 2000, _PAGE), Expected("validation images", 150, _PAPER), Expected("test images", 600, _PAPER),
         Expected("melanomas in training", 374, _PAGE),
     ),
-    licence="CC-0",
+    licence="CC-0 (not confirmed)",
     link=LINK,
     citation=_PAPER,
     channels=3,

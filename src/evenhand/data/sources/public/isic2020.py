@@ -40,7 +40,7 @@ INFO = Info(
         Expected("images", 33126, _PAPER), Expected("patients", 2056, _PAPER), Expected("melanomas", 584, _PAPER),
         Expected("pairs of duplicates", 425, LINK),
     ),
-    licence="CC BY-NC 4.0",
+    licence="CC BY-NC 4.0 (not confirmed)",
     link=LINK,
     citation=f"{_PAPER}, doi:10.1038/s41597-021-00815-z",
     channels=3,
