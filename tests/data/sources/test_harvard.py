@@ -80,6 +80,10 @@ def test_absent_and_damaged_files_are_said(miniature: Callable[..., Path], tmp_p
     result = found("harvard_gf3300", root)
     assert "1 files cannot be read; their attributes count as missing" in result.notes
     assert pd.isna(result.frame["glaucoma"][0])
+    (root / "copies").mkdir()
+    (root / "copies" / "data_0002.npz").write_bytes((root / "Training" / "data_0002.npz").read_bytes())
+    with pytest.raises(InputError, match=r"1 files data_\*\.npz stand in two folders"):
+        found("harvard_gf3300", root)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no file 'data_summary.csv'"):
         found("harvard_gf3300", tmp_path / "empty")
@@ -88,3 +92,13 @@ def test_absent_and_damaged_files_are_said(miniature: Callable[..., Path], tmp_p
     np.savez(other / "data_0001.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="has no label: neither summary table nor files have 'glaucoma'"):
         found("harvard_gf3300", other.parent)
+
+
+def test_progression_is_labelled_in_half_of_gdp(miniature: Callable[..., Path], story: Callable[..., PreparedData]) -> None:
+    root = miniature("harvard_gdp")
+    result = found("harvard_gdp", root, "progression")
+    assert result.counts == {"images": 24, "patients": 24, "with progression": 12}
+    assert len(result.frame) == 12
+    assert result.frame.loc[2, ["progression_md", "progression_vfi", "progression_md_fast", "race"]].tolist() == ["1", "0", "1", "asian"]
+    assert "race: 1 values are none of asian, black, white and count as missing" in result.notes
+    assert len(story("harvard_gdp", root)) == 24

@@ -59,9 +59,12 @@ def collect(
         folder: where the files are.
 
     Raises:
-        InputError: there are no such files, or none has the label.
+        InputError: there are no such files, one stands in two folders, or none has the label.
     """
-    files = {PurePosixPath(path).stem: path for path in raw.walk(folder, (".npz",)) if PurePosixPath(path).name.startswith("data_")}
+    paths = [path for path in raw.walk(folder, (".npz",)) if PurePosixPath(path).name.startswith("data_")]
+    files = {PurePosixPath(path).stem: path for path in paths}
+    if len(files) < len(paths):
+        raise InputError(f"{len(paths) - len(files)} files data_*.npz stand in two folders of {raw.root / folder}; remove the copies")
     summary = next((name for name in summaries if raw.has(name)), None)
     if not files and summary is None:
         raw.file(*summaries, f"{folder}/Training/data_0001.npz".removeprefix("./"))

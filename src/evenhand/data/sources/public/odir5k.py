@@ -69,8 +69,8 @@ INFO = Info(
     channels=3,
     traps=(
         "the codes N to O are of the patient: one ill eye labels both; the tasks take each eye's own keywords",
-        "'low image quality', 'lens dust', 'image offset' and 'optic disk photographically invisible' are no diseases; an eye with\n"
-        "    nothing else is left out, as is one with 'no fundus image' or 'anterior segment image'",
+        "'low image quality', 'lens dust', 'image offset' and 'optic disk photographically invisible' are no diseases; an eye with "
+        "nothing else is left out, as is one with 'no fundus image' or 'anterior segment image'",
         "keywords are separated by Chinese commas, and in places by Latin ones",
         "'suspected' diseases count as diseases, as in the provider's codes",
         "some patients are 1 year old in the table, which is not plausible: they are kept, and said",

@@ -55,7 +55,6 @@ INFO = Info(
         "MEDFAIR's age groups put 60 with the younger: attribute age_over60",
         "not confirmed: the order of the header rows below the first; a row counts as an eye where its first cell is an id",
     ),
-    aliases=("PAPILA",),
 )
 
 
