@@ -6,7 +6,7 @@ most 8 bits are stored, else uint16. Palettes and YBR colours become RGB. Withou
 express maps to [0, 1]; an image's own minimum and maximum are never used, so equal stored values give equal pixels in every image.
 
 Compressed pixels are decoded by the library's own decoders, with the packages that are installed: RLE, 8-bit JPEG and JPEG 2000 without
-any extra, the others (12-bit and lossless JPEG, JPEG-LS, 16-bit JPEG 2000) with the extra ``dicom``.
+any extra, the others (12-bit and lossless JPEG, JPEG-LS, high-throughput JPEG 2000) with the extra ``dicom``.
 """
 
 from __future__ import annotations
