@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import loadmat
 
 from evenhand.data.datasets import PreparedData
+from evenhand.data.images import read_image
 from evenhand.errors import InputError
 from tests.data.sources.reading import found
 
@@ -22,11 +25,14 @@ def test_from_raw_to_a_trained_probe(miniature: Callable[..., Path], story: Call
 
 
 def test_files_become_rows(miniature: Callable[..., Path]) -> None:
-    result = found("duke_oct", miniature("duke_oct"))
+    root = miniature("duke_oct")
+    result = found("duke_oct", root)
     frame = result.frame.set_index("patient_id")
     assert frame.loc["AMD-1003", "image"] == (
         "AMD/Farsiu_Ophthalmology_2013_AMD_Subject_1003.mat#array=images&axis=2&slice=middle&scale=0,255"
     )
+    volume = loadmat(root / "AMD" / "Farsiu_Ophthalmology_2013_AMD_Subject_1003.mat")["images"]
+    np.testing.assert_array_equal(read_image(root / frame.loc["AMD-1003", "image"]), np.uint16(257) * volume[:, :, 3].astype(np.uint16))
     assert frame.loc["AMD-1003", ["amd", "age", "age_over70", "age5"]].tolist() == ["1", "70", "70 and under", "60 to 79"]
     assert frame.loc["Control-1009", ["amd", "age", "age_over70"]].tolist() == ["0", "79", "over 70"]
     assert pd.isna(frame.loc["AMD-1002", "age60"])

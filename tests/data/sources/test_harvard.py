@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from evenhand.data.datasets import PreparedData
+from evenhand.data.images import read_image
 from evenhand.errors import InputError
 from tests.data.sources.reading import found
 
@@ -54,6 +55,8 @@ def test_without_the_summary_table_the_files_are_read(miniature: Callable[..., P
 def test_volumes_thickness_and_pictures(miniature: Callable[..., Path]) -> None:
     root = miniature("harvard_gf3300")
     assert found("harvard_gf3300", root).frame["image"][0] == "Training/data_0001.npz#array=rnflt&scale=-2,350"
+    film = read_image(root / "Training/data_0002.npz#array=rnflt&scale=-2,350")
+    assert (film[0].max(), film[5, 5], film.dtype) == (0, round(347 / 352 * 65535), np.uint16)
     volumes = found("harvard_gf3300", root, image="oct_bscans", view="max")
     assert volumes.frame["image"][0] == "Training/data_0001.npz#array=oct_bscans&axis=0&project=max&scale=0,255"
     assert volumes.left_out is not None

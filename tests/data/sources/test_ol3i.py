@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from evenhand.data.datasets import PreparedData
+from evenhand.data.images import read_image
 from evenhand.errors import InputError
 from tests.data.sources.reading import found
 
@@ -34,6 +35,7 @@ def test_the_table_becomes_a_row_an_examination(miniature: Callable[..., Path]) 
     assert frame.loc[2, ["age", "age60", "age_over60", "sex", "ihd_5y"]].tolist() == ["60", "60 and over", "60 and under", "male", "1"]
     assert frame["image"][0].startswith("l3_slices.h5#array=")
     assert frame["image"][0].endswith("&scale=-1000,1000")
+    assert read_image(root / frame["image"][1])[2, 2] == round(1220 / 2000 * 65535)
 
 
 def test_slices_of_eight_bits_are_taken_as_they_are(miniature: Callable[..., Path]) -> None:

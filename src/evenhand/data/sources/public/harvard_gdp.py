@@ -30,7 +30,7 @@ INFO = Info(
     tasks=(
         Task("glaucoma", ("glaucoma",), "1: glaucoma, 0: none (the provider, from visual fields)"),
         Task("progression", _LABELS, "progression by six definitions of the provider; files 501 to 1000 are left out", "multilabel"),
-        *(Task(f"progression_{name}", (f"progression_{name}",), f"progression by the provider's definition {name}") for name in PROGRESSION),
+        *(Task(label, (label,), f"{label.replace('_', ' by ', 1)}, a definition of the provider") for label in _LABELS),
     ),
     attributes=tuple(item for item in ATTRIBUTES if item.name not in ("language", "marital")),
     default_attributes=("race", "sex"),
