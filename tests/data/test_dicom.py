@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from evenhand.data import dicom
-from evenhand.data.dicom import decode_dicom
+from evenhand.data.dicom import decode_dicom, dicom_grey
 from evenhand.data.images import Header, probe_image, read_image
 from evenhand.errors import ImageError
 
@@ -93,6 +93,19 @@ def test_signed_values(tmp_path: Path) -> None:
     pixels = (RAMP.astype(np.int16) - 2048).astype(np.int16)
     write(tmp_path / "a.dcm", pixels, WindowCenter=0, WindowWidth=2, VOILUTFunction="LINEAR_EXACT")
     assert np.array_equal(read_image(tmp_path / "a.dcm"), np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 65535))
+
+
+@pytest.mark.parametrize("tags", [
+    {}, {"WindowCenter": 100, "WindowWidth": 900}, {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 7},
+    {"RescaleSlope": -2, "RescaleIntercept": 5, "WindowCenter": -300, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"},
+])
+@pytest.mark.parametrize("signed", [False, True])
+def test_many_pixels_are_shown_as_few(tmp_path: Path, tags: dict[str, Any], signed: bool) -> None:
+    """More pixels than values: each value is computed once, and looked up."""
+    pixels = np.random.default_rng(0).integers(-512 * signed, 1024 - 512 * signed, (40, 60)).astype(np.int16 if signed else np.uint16)
+    pixels[0, 0] = 4000  # outside its bits, as old overlays in the high bits leave it
+    data = write(tmp_path / "a.dcm", pixels, stored=10, **tags)
+    assert np.array_equal(read_image(tmp_path / "a.dcm"), np.rint(dicom_grey(data, pixel_array(data)) * 65535))
 
 
 def test_eight_bits_and_colour(tmp_path: Path) -> None:

@@ -84,10 +84,21 @@ def decode_dicom(data: bytes, view: View = PLAIN) -> npt.NDArray[Any]:
                 return _palette(dataset, stored)
             if int(dataset.SamplesPerPixel) == 3:
                 return stored if stored.dtype == np.uint8 else _quantise(stored / (2.0 ** int(dataset.BitsStored) - 1), 16)
-            grey = dicom_grey(frame_header(dataset, frame), stored, view)
+            return _shown(frame_header(dataset, frame), stored, view)
         except BROKEN as error:
             raise ImageError(f"DICOM pixel data cannot be decoded ({_reason(error)})") from error
-        return _quantise(grey, int(dataset.BitsStored))
+
+
+def _shown(header: Any, stored: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
+    """Grey pixels; where there are more of them than values that the bits can express, each value is sent through the steps once."""
+    bits = int(header.BitsStored)
+    low = -(2 ** (bits - 1)) if int(header.get("PixelRepresentation", 0)) else 0
+    few = bits <= 16 and stored.dtype.kind in "iu" and 2**bits <= stored.size
+    if not few or int(stored.min()) < low or int(stored.max()) >= low + 2**bits:
+        return _quantise(dicom_grey(header, stored, view), bits)
+    every = np.arange(low, low + 2**bits).astype(stored.dtype)
+    shown = _quantise(dicom_grey(header, every, view), bits)
+    return shown[stored if low == 0 else stored.astype(np.int32) - low]
 
 
 def dicom_grey(dataset: Any, stored: npt.NDArray[Any], view: View = PLAIN) -> npt.NDArray[np.float64]:
