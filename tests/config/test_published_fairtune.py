@@ -266,7 +266,7 @@ def test_the_command_line_prints_the_command_alone(capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     assert shown.out == translate(filled(PAGE_SEARCH), data="prepared/mine").command + "\n"
     assert "data.path=prepared/mine" in shown.out
-    assert "prepare the table" not in shown.err
+    assert "data.path: prepare" not in shown.err
 
 
 def test_the_page_shows_the_tables_as_they_are(repository: Path) -> None:

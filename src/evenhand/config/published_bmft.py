@@ -135,7 +135,7 @@ def _preparing(call: Call) -> tuple[str, ...]:
     if call.data is not None:
         return ()
     return ("data.path: prepare the tables of --csv-dir (split train) and --test-csv-dir (split test) once, as one data set with the "
-            "column of --attr (evenhand prepare csv, --size 256), or give --data",)
+            "column of --attr (evenhand prepare csv, --size 256; a public set alone: evenhand prepare --list), or give --data",)
 
 
 def _patch_notes(call: Call) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ def _train_notes(call: Call) -> tuple[str, ...]:
     if "experiment" not in call.typed:
         notes.append("without experiment= the repositories train resnet50 or resnet101, by version; this is resnet50")
     if call.data is None:
-        notes.append("data.path: prepare the table of the data set once (evenhand prepare csv, --size 256), or give --data")
+        notes.append("data.path: prepare the data set once (evenhand prepare isic2020, or another of --list, or csv; --size 256), or give --data")
     return (*notes, "BMFT's class of head ends in a sigmoid, and its loss applies a second one; here there is one")
 
 

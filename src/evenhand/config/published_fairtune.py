@@ -209,8 +209,8 @@ def _finetune_fixed(call: Call) -> Values:
 def _preparing(call: Call) -> tuple[str, ...]:
     if call.data is not None:
         return ()
-    return (f"data.path: prepare the table of --dataset once as {_prepared(call)} (evenhand prepare csv, its attribute column named as in "
-            "data.attributes, --size 224), or give --data",)
+    return (f"data.path: prepare --dataset once as {_prepared(call)} (its own command, see evenhand prepare --list, or csv with the "
+            "attribute column named as in data.attributes; --size 224), or give --data",)
 
 
 def _search_notes(call: Call) -> tuple[str, ...]:
