@@ -40,7 +40,7 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 _OLD = "the pickle is of an old protocol; write it again with pickle.dump(images, file, protocol=4)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Bytes:
     """Where bytes lie in the file."""
 
@@ -48,14 +48,14 @@ class _Bytes:
     length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Name:
     """A module's attribute that the pickle names."""
 
     text: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _Dtype:
     code: str
     order: str = "|"
@@ -70,7 +70,7 @@ class _Dtype:
         return dtype
 
 
-@dataclass
+@dataclass(slots=True)
 class _Array:
     dtype: _Dtype | None = None
     shape: tuple[int, ...] = ()
@@ -102,28 +102,33 @@ class PickledArrays(Sequence[npt.NDArray[Any]]):
         arrays = [item for item in items if isinstance(item, _Array)]
         if len(arrays) < len(items):
             raise ImageError(f"the pickle holds {_word(found, items)}, but must hold a list of image arrays, or one array of images")
-        self._arrays = [_checked(item, len(self._map)) for item in arrays]
-        if self._stack and len(self._arrays[0].shape) < 3:
-            raise ImageError(f"the pickle holds an array of shape {self._arrays[0].shape}, but must hold one of (n, h, w) or (n, h, w, c)")
+        kinds: dict[_Kind, int] = {}
+        places = [(kinds.setdefault(kind, len(kinds)), offset) for kind, offset in (_checked(item, len(self._map)) for item in arrays)]
+        self._kinds = list(kinds)
+        self._kind_of, self._offsets = np.array(places, np.int64).reshape(-1, 2).T
+        if self._stack and len(self._kinds[0].shape) < 3:
+            raise ImageError(f"the pickle holds an array of shape {self._kinds[0].shape}, but must hold one of (n, h, w) or (n, h, w, c)")
 
     def __len__(self) -> int:
-        return self._arrays[0].shape[0] if self._stack else len(self._arrays)
+        return self._kinds[0].shape[0] if self._stack else len(self._offsets)
 
     def __getitem__(self, row: Any) -> Any:
         """One array, read from its place in the file."""
         if not 0 <= row < len(self):
             raise ImageError(f"row {row} is out of range, the pickle has {len(self)} images")
-        array = self._arrays[0 if self._stack else row]
-        values = np.frombuffer(self._map, array.dtype, math.prod(array.shape), array.offset)
-        values = values.reshape(array.shape, order="F" if array.fortran else "C")
+        place = 0 if self._stack else row
+        kind = self._kinds[self._kind_of[place]]
+        values = np.frombuffer(self._map, kind.dtype, math.prod(kind.shape), int(self._offsets[place]))
+        values = values.reshape(kind.shape, order="F" if kind.fortran else "C")
         return np.array(values[row] if self._stack else values)
 
 
-class _Place(NamedTuple):
+class _Kind(NamedTuple):
+    """What many arrays of a file have in common."""
+
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
-    offset: int
 
 
 def read_pickled_row(path: str | os.PathLike[str], row: int) -> npt.NDArray[Any]:
@@ -160,7 +165,8 @@ def _word(found: Any, items: Sequence[Any]) -> str:
     return "bytes" if isinstance(found, _Bytes) else type(found).__name__
 
 
-def _checked(array: _Array, size: int) -> _Place:
+def _checked(array: _Array, size: int) -> tuple[_Kind, int]:
+    """An array's kind and where its values begin; they must fill it and lie in the file."""
     if array.dtype is None or array.data is None:
         raise ImageError("the pickle holds an array without values")
     dtype, n = array.dtype.numpy(), 1
@@ -170,7 +176,7 @@ def _checked(array: _Array, size: int) -> _Place:
         n *= side
     if n * dtype.itemsize != array.data.length or array.data.offset + array.data.length > size:
         raise ImageError(f"the pickle holds an array of shape {array.shape} whose values do not fill it")
-    return _Place(dtype, array.shape, array.fortran, array.data.offset)
+    return _Kind(dtype, array.shape, array.fortran), array.data.offset
 
 
 class _Follower:
@@ -180,7 +186,7 @@ class _Follower:
         self.data = data
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
 
     def result(self) -> Any:
         """The description of what an unpickler would return."""
@@ -191,7 +197,7 @@ class _Follower:
                 self._step(name, argument)
         except ImageError:
             raise
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (IndexError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise ImageError("the file is cut off, or is not a pickle") from error
         raise ImageError("the pickle is cut off: it does not end")
 
@@ -232,7 +238,9 @@ class _Follower:
             items = self._to_mark()
             self._extend(stack[-1], items)
         elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = stack[-1]
+            if name != "MEMOIZE" and argument != len(self.memo):
+                raise ImageError("the pickle was rewritten by another program than pickle; write it again with pickle.dump")
+            self.memo.append(stack[-1])
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name == "GLOBAL":
