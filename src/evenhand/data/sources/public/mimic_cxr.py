@@ -16,8 +16,8 @@ from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_age
 from evenhand.errors import InputError
 
 PLACES = ("", "physionet.org/files/mimic-cxr-jpg/2.1.0/", "physionet.org/files/mimic-cxr-jpg/2.0.0/")
-MODULES = ("", "hosp/", "core/", "physionet.org/files/mimiciv/3.1/hosp/", "physionet.org/files/mimiciv/2.2/hosp/")
-"""Where, below a folder of MIMIC-IV, its tables patients and admissions may lie: core in versions 0.4 and 1.0, hosp since 2.0."""
+MODULES = ("", "hosp", "core", "*/hosp", "*/core")
+"""Where, below a folder of MIMIC-IV, its tables patients and admissions may lie: core in version 1.0, hosp since 2.0."""
 RADIOLOGIST = {"No Findings": "No Finding", "Airspace Opacity": "Lung Opacity"}
 FRONTAL, LATERAL = ("PA", "AP"), ("LATERAL", "LL")
 _PAGE = "physionet.org/content/mimic-cxr-jpg"
@@ -35,7 +35,8 @@ INFO = Info(
         "    (each packed or not; in the folder itself or in physionet.org/files/mimic-cxr-jpg/2.1.0/ below it)\n"
         "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg ...\n"
         "patients.csv.gz: subject_id, gender, anchor_age, anchor_year; admissions.csv.gz: subject_id, race (or ethnicity):\n"
-        "    MIMIC-IV, a download of its own: in the folder, in its hosp/ or core/, in mimic-iv*/hosp/ in or beside it, or option mimic_iv"
+        "    MIMIC-IV, a download of its own: in the folder, in its hosp/ or core/, in mimic-iv*/hosp/ or mimiciv/3.1/hosp/ in or\n"
+        "    beside it, or option mimic_iv"
     ),
     documentation=(
         "https://physionet.org/content/mimic-cxr-jpg/2.1.0/", "https://physionet.org/content/mimiciv/", "https://mimic.mit.edu/docs/iv/",
@@ -169,6 +170,7 @@ def _people(raw: RawFolder, given: str, meta: pd.DataFrame, notes: list[str]) ->
         notes.append("MIMIC-IV's tables patients and admissions were not found in or beside the raw folder (option mimic_iv): sex, age and "
                      "race are missing")
         return pd.DataFrame({"gender": empty, "age": empty, "race": empty})
+    notes.append(f"sex, age and race are read from {folder.root}")
     patients = folder.table(
         "patients.csv", "patients.csv.gz", columns=("subject_id", "gender", "anchor_age", "anchor_year")
     ).drop_duplicates("subject_id").set_index("subject_id")
@@ -189,19 +191,18 @@ def _people(raw: RawFolder, given: str, meta: pd.DataFrame, notes: list[str]) ->
 
 
 def _mimic_iv(raw: RawFolder, given: str) -> RawFolder | None:
-    """The folder with the tables patients and admissions.
+    """The folder with the tables patients and admissions; of several versions the last.
 
     Raises:
         InputError: the given folder has no such tables.
     """
-    if given:
-        roots = [Path(given).expanduser()]
-    else:
-        roots = [raw.root, *sorted(raw.root.glob("mimic*iv*")), *sorted(raw.root.absolute().parent.glob("mimic*iv*"))]
-    for root in roots:
+    near = [raw.root, raw.root / "physionet.org/files", *list(raw.root.absolute().parents)[:3]]
+    beside = [path for place in near for path in sorted(place.glob("mimic*iv*"), reverse=True)]
+    for root in [Path(given).expanduser()] if given else [raw.root, *beside]:
         for module in MODULES:
-            if all(any((root / f"{module}{name}.csv{end}").is_file() for end in ("", ".gz")) for name in ("patients", "admissions")):
-                return RawFolder(root / module)
+            for folder in sorted(root.glob(module), reverse=True) if module else [root]:
+                if all(any((folder / f"{name}.csv{end}").is_file() for end in ("", ".gz")) for name in ("patients", "admissions")):
+                    return RawFolder(folder)
     if given:
         raise InputError(f"option mimic_iv: {given} has no tables patients.csv.gz and admissions.csv.gz, nor have its hosp or core")
     return None
