@@ -257,7 +257,7 @@ def _train_notes(call: Call) -> tuple[str, ...]:
     if "experiment" not in call.typed:
         notes.append("without experiment= the repositories train resnet50 or resnet101, by version; this is resnet50")
     if call.data is None:
-        notes.append("data.path: prepare the data set once (evenhand prepare isic2020, or another of --list, or csv; --size 256), or give --data")
+        notes.append("data.path: prepare the data set once (evenhand prepare isic2020, or any of --list; --size 256), or give --data")
     return (*notes, "BMFT's class of head ends in a sigmoid, and its loss applies a second one; here there is one")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from evenhand.data.sources.registry import find_source
 from evenhand.data.table import SPLITS, Kind, missing_rows
 from evenhand.errors import InputError, nearest
 
+log = logging.getLogger(__name__)
 NOT_ATTRIBUTES = ("image", "patient_id", "split")
 
 
@@ -102,6 +104,7 @@ def prepare_source(
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
+    log.info("looking through %s as %s", raw, info.title)
     found: Found = source.read(folder, choice)
     _check_place(folder.root, Path(out))
     found.frame = _text(found.frame)
