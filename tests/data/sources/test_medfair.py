@@ -18,7 +18,7 @@ from tests.data.sources.reading import found
 
 
 def test_from_pickles_to_a_trained_probe(miniature: Callable[..., Path], story: Callable[..., PreparedData]) -> None:
-    data = story("medfair", miniature("medfair"), split="patient")
+    data = story("medfair", miniature("medfair"))
     assert len(data) == 30
     assert data.modality == "dermoscopy"
     told = data.description["notes"]
@@ -35,7 +35,7 @@ def test_the_tables_become_rows(miniature: Callable[..., Path]) -> None:
     assert frame["image"][18] == "pkls/val_images.pkl#row=0&colours=bgr"
     second, third = frame.iloc[1], frame.iloc[2]
     assert (second.patient_id, second.label, third.age_binary, third.age_over60, third.age60) == (
-        "HAM_0000001", "1", "younger", "60 and under", "60 and over"
+        "HAM_0000000", "1", "younger", "60 and under", "60 and over"
     )
     assert frame["sex"].isna().tolist()[:3] == [False, True, False], "MEDFAIR would count it as female"
     assert found("medfair", root, colours="rgb").frame["image"][18] == "pkls/val_images.pkl#row=0"
@@ -51,9 +51,9 @@ def test_papila_chexpert_and_oct_are_told_apart(miniature: Callable[..., Path], 
     assert papila.left_out is not None
     assert papila.left_out["reason"].tolist() == ["suspicious, neither healthy nor glaucoma"]
     write(tmp_path / "cxp", kind="CXP")
-    films = found("medfair", tmp_path / "cxp", split="patient")
+    films = found("medfair", tmp_path / "cxp")
     assert (films.modality, len(films.frame)) == ("chest_film", 30)
-    assert films.frame.loc[1, ["patient_id", "label", "race_white"]].tolist() == ["patient00001", "1", "white"]
+    assert films.frame.loc[1, ["patient_id", "label", "race_white"]].tolist() == ["patient00000", "1", "white"]
     assert films.frame["label"].tolist()[:6] == ["0", "1", "1", "0", "0", "0"]
     write(tmp_path / "oct", kind="OCT")
     volumes = found("medfair", tmp_path / "oct", view="max")

@@ -33,7 +33,7 @@ def write(root: Path, *, patients: int = 30, seed: int = 0, kind: str = "HAM1000
 
 def _row(kind: str, number: int, rng: np.random.Generator, root: Path) -> tuple[dict[str, Any], Any]:
     """One row of the tables; number 2 has no known sex, 3 is exactly 60."""
-    label, age = (number // 2) % 2, 60 if number == 3 else 20 + 2 * number
+    label, age, person = (number // 2) % 2, 60 if number == 3 else 20 + 2 * number, (number - 1) // 2
     image = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
     image[:, :, 0] += 40
     if label:
@@ -41,16 +41,16 @@ def _row(kind: str, number: int, rng: np.random.Generator, root: Path) -> tuple[
     common = {"Sex": "U" if number == 2 else "MF"[number % 2], "Age_multi": min(age // 20, 4), "Age_binary": int(age > 60)}
     if kind == "HAM10000":
         name = f"ISIC_{number:07d}"
-        row = {"lesion_id": f"HAM_{number // 2:07d}", "image_id": name, "dx": "mel" if label else "nv", "age": float(age)}
+        row = {"lesion_id": f"HAM_{person:07d}", "image_id": name, "dx": "mel" if label else "nv", "age": float(age)}
         return {**row, "Path": f"HAM10000_images/{name}.jpg", **common, "binaryLabel": label}, image
     if kind == "PAPILA":
         side = ("OS", "OD")[number % 2]
-        path = f"RET{number // 2:03d}{side}.jpg"
+        path = f"RET{person:03d}{side}.jpg"
         _save(root / "images" / path, image)
-        row = {"ID": f"#{number // 2:03d}", "Age": age, "Gender": 0, "Diagnosis": 2 if number == 5 else label}
+        row = {"ID": f"#{person:03d}", "Age": age, "Gender": 0, "Diagnosis": 2 if number == 5 else label}
         return {**row, "Path": path, **common}, image
     if kind == "CXP":
-        path = f"CheXpert-v1.0-small/train/patient{number // 2:05d}/study{number % 2 + 1}/view1_frontal.jpg"
+        path = f"CheXpert-v1.0-small/train/patient{person:05d}/study{number % 2 + 1}/view1_frontal.jpg"
         _save(root / path, image[..., 0])
         value = "" if number == 4 else -1.0 if number == 6 else 1.0 if label else ""
         return {"Path": path, "Age": age, "No Finding": value, "Race": ("White", "non-White")[number % 2], **common}, image
