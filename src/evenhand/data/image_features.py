@@ -29,6 +29,7 @@ THUMBNAIL = 32
 HASH_BITS = 64
 DETAIL = 255
 CUT = 3.0
+NOISE = 2.0
 SAMPLE = 4096
 """Images that the medians, means and deviations are taken from."""
 BLOCK = 32
@@ -151,7 +152,9 @@ def sign_hashes(found: FloatArray, middle: FloatArray) -> npt.NDArray[np.uint64]
 
 
 def standardised(found: FloatArray, mean: FloatArray, spread: FloatArray) -> npt.NDArray[np.int8]:
-    """Frequencies in deviations from the data set's mean, cut at three, as signed bytes; 0 where nothing varies."""
-    varies = spread > 1e-3
-    scaled = np.where(varies, (found - mean) / np.where(varies, spread, 1.0), 0.0)
+    """Frequencies in deviations from the data set's mean, cut at three, as signed bytes.
+
+    Deviations have a floor, the noise that saving an image again leaves: what varies less tells no images apart.
+    """
+    scaled = (found - mean) / np.hypot(spread, NOISE)
     return np.asarray(np.rint(np.clip(scaled, -CUT, CUT) * (127 / CUT)), dtype=np.int8)

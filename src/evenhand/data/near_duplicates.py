@@ -171,8 +171,9 @@ def _by_chance(features: ImageFeatures, contents: IntArray, patients: IntArray, 
     if len(np.unique(patients)) < 2:
         return 0, 0
     rng = generator(seed, "near duplicates")
-    for _ in range(0, RANDOM_PAIRS, _CHUNK // 4):
-        a, b = rng.integers(0, n, (2, _CHUNK // 4))
+    wanted = min(RANDOM_PAIRS, 4 * n * (n - 1))
+    for start in range(0, wanted, _CHUNK // 4):
+        a, b = rng.integers(0, n, (2, min(_CHUNK // 4, wanted - start)))
         other = (patients[a] != patients[b]) & (contents[a] != contents[b])
         tried += int(other.sum())
         near = other & (popcount(features.hashes[a] ^ features.hashes[b]) <= MOST_BITS)

@@ -41,7 +41,8 @@ LEAST = 10
 """Patients that a group and the rows beside it need."""
 MOST_FEATURES = 768
 """Wider features are cut to their leading principal components."""
-REPLICATES = 500
+REPLICATES = 200
+"""Of the bootstrap, which gives a deviation and no quantiles."""
 
 
 def standardised(x: npt.NDArray[Any], fit: BoolArray) -> Array:
@@ -248,9 +249,10 @@ def folds_of(patients: IntArray, strata: IntArray, seed: int, folds: int = FOLDS
     from evenhand.data.splits import fold_validation
 
     out = np.zeros(len(patients), dtype=np.int64)
+    number = min(folds, len(np.unique(patients)))
     split = np.full(len(patients), "train")
-    for k in range(min(folds, len(np.unique(patients)))):
-        out[fold_validation(split, patients, strata, min(folds, len(np.unique(patients))), k, seed) == "val"] = k
+    for k in range(number if number > 1 else 0):
+        out[fold_validation(split, patients, strata, number, k, seed) == "val"] = k
     return out
 
 

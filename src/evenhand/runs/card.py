@@ -136,8 +136,10 @@ def _config(model: str | ModelConfig | CardConfig | None) -> CardConfig:
         return model
     if isinstance(model, ModelConfig):
         return CardConfig(model=model)
+    if model is None:
+        return CardConfig()
     try:
-        return compose(CardConfig, [] if model is None else [f"model={model}"])
+        return compose(CardConfig, [f"model={model}"])
     except ConfigError as error:
         raise InputError(str(error)) from error
 
