@@ -91,6 +91,14 @@ def voi_table() -> Dataset:
     return table
 
 
+def frame_window() -> Dataset:
+    """As an enhanced file says it."""
+    window, group = Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 2000, 3000
+    group.FrameVOILUTSequence = [window]
+    return group
+
+
 KINDS: dict[str, tuple[dict[str, Any], float]] = {  # how the file is written, and half its largest step in grey
     "twelve bits": ({}, 0.5 / 4095),
     "eight bits": ({"pixels": ramp(bits=8), "bits": 8}, 0.5 / 255),
@@ -105,6 +113,7 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {  # how the file is written, a
     ),
     "sigmoid": ({"WindowCenter": 2000, "WindowWidth": 600, "VOILUTFunction": "SIGMOID"}, 0.5 / 600),
     "narrow window, monochrome1": ({"WindowCenter": 2000, "WindowWidth": 101, "PhotometricInterpretation": "MONOCHROME1"}, 0.5 / 100),
+    "window of the frame": ({"SharedFunctionalGroupsSequence": [frame_window()]}, 0.5 / 2999),
     "table": ({"VOILUTSequence": [voi_table()]}, 0.5 * 32 / 65535),
     "padding": ({"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0}, 0.5 / 4095 + 1 / 4095),
     "implicit": ({"syntax": ImplicitVRLittleEndian}, 0.5 / 4095),
@@ -254,11 +263,17 @@ def test_files_that_cannot_be_copied_say_why_without_the_header(make, moved, tmp
     broken["PixelData"].is_undefined_length = True
     broken.save_as(folder / "broken.dcm", enforce_file_format=True)
     (folder / "no-ending").write_bytes((folder / "good.dcm").read_bytes())
+    (folder / "plain.dcm").write_bytes((folder / "good.dcm").read_bytes()[132:])
+    tables = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
+    tables |= {f"{name}PaletteColorLookupTableData": bytes(range(256)) for name in ("Red", "Green", "Blue")}
+    write(folder / "palette.dcm", ramp(bits=8), bits=8, PhotometricInterpretation="PALETTE COLOR", **tables)
     report = apply_edit(kept(moved(make(["tone"], (1, SIZE, SIZE)))), folder, tmp_path / "out")
     assert report.written == ["good.dcm", "no-ending"]
-    assert sorted(report.failed) == ["broken.dcm", "cut.dcm", "frames.dcm"]
+    assert sorted(report.failed) == ["broken.dcm", "cut.dcm", "frames.dcm", "palette.dcm", "plain.dcm"]
     assert "JPEG 2000" in report.failed["broken.dcm"]
     assert "frames" in report.failed["frames.dcm"]
+    assert "in a palette" in report.failed["palette.dcm"]
+    assert "DICOM without a preamble" in report.failed["plain.dcm"]
     assert not any(word in str(report.failed) + caplog.text for word in ("Doe", "secret", "private words"))
     colour = kept(moved(make(["residual"], (3, SIZE, SIZE))))
     assert "makes colour images" in apply_edit(colour, folder / "good.dcm", tmp_path / "other").failed["good.dcm"]

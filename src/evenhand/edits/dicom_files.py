@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand import __version__
-from evenhand.data.dicom import BROKEN, decode_dicom, dicom_grey
+from evenhand.data.dicom import BROKEN, decode_dicom, dicom_grey, frame_header
 from evenhand.errors import ImageError
 
 _NATIVE = "1.2.840.10008.1.2.1"
@@ -75,6 +75,8 @@ class DicomImage:
             if syntax == _BIG_ENDIAN:
                 meta, self._dataset = self._dataset.file_meta, _turned(self._dataset)
                 self._dataset.file_meta = meta
+        if self._dataset.PhotometricInterpretation == "PALETTE COLOR":
+            raise ImageError("DICOM file stores its colours in a palette; it is read, but copies of such files are not written")
         if self._bits > 16:
             raise ImageError(f"DICOM file stores {self._bits} bits a pixel, and copies are written for at most 16")
 
@@ -123,7 +125,7 @@ class DicomImage:
             return values.astype(self._stored.dtype), float(np.abs(values / most - greys).max())
         signed = bool(int(self._dataset.get("PixelRepresentation", 0)))
         values = np.arange(2**self._bits, dtype=np.int64) - (2 ** (self._bits - 1) if signed else 0)
-        shown = dicom_grey(self._dataset, values)
+        shown = dicom_grey(frame_header(self._dataset, 0), values)
         padding = self._dataset.get("PixelPaddingValue")
         usable = np.ones(len(values), bool) if padding is None else values != int(padding)
         found = _nearest(shown[usable], values[usable], greys)

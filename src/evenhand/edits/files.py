@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import UnidentifiedImageError
 
 from evenhand.data.images import RESIZES, Pixels, Resize, fit_grid, read_image, resize_image
 from evenhand.edits.artifact import StoredEdit
@@ -202,7 +203,10 @@ def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, q
     pixels = read_image(file)
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         raise ImageError("NumPy files are read but not written; convert the file to PNG first")
-    kind, profile = raster_format(data)
+    try:
+        kind, profile = raster_format(data)
+    except UnidentifiedImageError:
+        raise ImageError("files of this kind are read but not written (DICOM without a preamble, volumes); convert them first") from None
     edited, _ = _edited(stored.edit, pixels, native, resize)
     top = np.iinfo(pixels.dtype).max
     return encode_raster(np.rint(edited * top).astype(pixels.dtype), kind, quality, profile), 0.0
