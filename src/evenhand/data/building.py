@@ -43,15 +43,17 @@ def n_workers(workers: int | None, n: int) -> int:
 
 def files_key(names: Sequence[str]) -> str:
     """Names relative to their common folder, sizes and times of change: tells whether the inputs are the same, without reading them."""
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
+    paths = [os.path.abspath(name) for name in names]
+    root = os.path.commonpath({os.path.dirname(path) for path in paths})
+    inside = len(root) + (not root.endswith(os.sep))
     digest = hashlib.sha256()
     behind: dict[str, str] = {}
-    for name in names:
+    for name, path in zip(names, paths, strict=True):
         file = file_behind(name)
         state = behind.get(file) or _state(file)
         if file != name:  # many rows of one file
             behind[file] = state
-        digest.update(f"{os.path.relpath(os.path.abspath(name), root)}\0{state}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path[inside:]}\0{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

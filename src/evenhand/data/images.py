@@ -297,9 +297,11 @@ def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
         return plain
     with _truncation_is_an_error():
         image = _open(BytesIO(data), page)
-        image.load()
+        grey = _load(image)
     if image.getexif().get(_ORIENTATION, 1) != 1:  # asked here, because the function below copies every image
         image = ImageOps.exif_transpose(image)
+    elif grey is not None:
+        return grey
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return _deep_grey(np.asarray(image), mode)
@@ -310,6 +312,18 @@ def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
     if mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
         return _on_black(np.asarray(image.convert("RGBA")))
     return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _load(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """Decode the pixels; of grey PNG and JPEG files into the array that is given back, which saves two copies."""
+    if image.mode != "L" or image.format not in ("PNG", "JPEG"):
+        image.load()
+        return None
+    pixels = np.zeros((image.height, image.width), np.uint8)
+    place = Image.frombuffer("L", image.size, pixels, "raw", "L", 0, 1).im
+    image.im = place
+    image.load()
+    return pixels if image.im is place else None
 
 
 def _deep_grey(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint16]:
