@@ -51,25 +51,28 @@ class PatchMethodConfig(MethodConfig):
                           choices=("weight", "layer", "block"))
     ratio: str = opt("safe", "importance for bias over importance for prediction: safe for constant tensors and zeros, or with each "
                      "tensor's importances scaled to [0, 1] first (published)", choices=("safe", "minmax"))
-    rate: Optional[float] = opt(0.5, "share of the body's weights in the mask, those of the largest ratio (published: 0.5); null: those "
+    rate: Optional[float] = opt(0.05, "share of the body's weights in the mask, those of the largest ratio (published: 0.5); null: those "
                                 "above the mean ratio", "share")
     ratio_threshold: Optional[float] = opt(None, "weights whose ratio is above this are in the mask, in place of rate", low=0)
     soft_mask: bool = opt(False, "multiply gradients by tanh(ratio) in place of a mask of zeros and ones (SWiFT)")
     subset_ratio: float = opt(0.0, "share of rows left out of step one: those whose embedding points most along the difference between "
                               "the groups; 0 = off (published: off, the option's default is 0.1)", "share")
     impair_epochs: int = opt(10, "passes of step one", "epochs")
-    impair_lr: float = opt(1e-4, "learning rate of step one", low=0)
-    impair_beta: float = opt(0.0, "step one descends impair_beta * L + (1 - impair_beta) * B (BMFT: 0, SWiFT: 0.1)", "share")
+    impair_lr: float = opt(1e-3, "learning rate of step one (published: 1e-4)", low=0)
+    impair_beta: float = opt(0.5, "step one descends impair_beta * L + (1 - impair_beta) * B (published: BMFT 0, SWiFT 0.1)", "share")
     impair_balanced: bool = opt(False, "draw the rows of step one balanced by group and label too (SWiFT)")
     repair_epochs: int = opt(10, "passes of step two", "epochs")
     repair_lr: float = opt(1e-3, "learning rate of step two, repair_fit=sgd", low=0)
     repair_fit: str = opt("lbfgs", "how step two fits the head: to convergence, or by passes of the optimiser (published)",
                           choices=("lbfgs", "sgd"))
-    beta: float = opt(0.1, "weight of B in the loss of step two: L + beta * B", low=0)
+    repair_l2: Optional[float] = opt(10.0, "strength of L2 on the head, on standardised features, repair_fit=lbfgs; null: chosen by log "
+                                     "loss on validation rows", low=0)
+    whole_lr: Optional[float] = opt(1e-4, "learning rate of comparisons that train the whole network; null: repair_lr (published)", low=0)
+    beta: float = opt(1.0, "weight of B in the loss of step two: L + beta * B (published: 0.1)", low=0)
     convex: bool = opt(False, "step two descends (1 - beta) * L + beta * B (SWiFT)")
     reinit: str = opt("all", "head weights set to zero before step two: all, those whose mask is above its mean (SWiFT), or none",
                       choices=("all", "masked", "none"))
-    optimizer: str = opt("sgd", "optimiser of both steps (SWiFT's chest films: adam)", choices=("sgd", "adam"))
+    optimizer: str = opt("adam", "optimiser of both steps (published: sgd; SWiFT's chest films: adam)", choices=("sgd", "adam"))
     momentum: float = opt(0.9, "SGD momentum", "share")
     weight_decay: float = opt(5e-4, "weight decay of both steps, on weights that are trained", low=0)
     l1: float = opt(0.0, "weight of the sum of absolute weights in the loss (published option alpha, 0.05, which never acts)", low=0)
@@ -94,8 +97,9 @@ class SWiFTConfig(PatchMethodConfig):
 
     name: str = opt("swift", "registry name of the method")
     soft_mask: bool = opt(True, "multiply gradients by tanh(ratio) in place of a mask of zeros and ones (BMFT: false)")
-    impair_beta: float = opt(0.1, "step one descends impair_beta * L + (1 - impair_beta) * B", "share")
+    impair_lr: float = opt(3e-4, "learning rate of step one (published: 1e-4)", low=0)
     impair_balanced: bool = opt(True, "draw the rows of step one balanced by group and label too")
+    beta: float = opt(0.5, "weight of B in the loss of step two: (1 - beta) * L + beta * B (published: 0.1)", low=0)
     convex: bool = opt(True, "step two descends (1 - beta) * L + beta * B")
     reinit: str = opt("masked", "head weights set to zero before step two: all, those whose mask is above its mean, or none",
                       choices=("all", "masked", "none"))

@@ -76,7 +76,8 @@ def test_outside_the_mask_not_a_bit_changes(optimizer, l1, l1_on, soft, seed):
     update = MaskedUpdate(params, {"p0": given_mask}, optimizer=optimizer, weight_decay=0.1, l1=l1, l1_on=l1_on)
     walk(update.step, params, seed=seed)
     assert torch.equal(bits(params["p0"])[~mask], before[~mask])
-    assert not torch.equal(params["p0"][mask], before.view(torch.float32)[mask])
+    if not (l1 and l1_on == "change"):  # which pulls small changes back to none
+        assert not torch.equal(params["p0"][mask], before.view(torch.float32)[mask])
 
 
 def test_the_released_way_lets_decay_move_what_is_masked():

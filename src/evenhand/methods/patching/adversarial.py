@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from evenhand.errors import NonFiniteLossError
 from evenhand.methods.patching.bias import BiasTerm
+from evenhand.methods.patching.descent import whole_rate
 from evenhand.methods.patching.heads import Body
 from evenhand.methods.patching.losses import batch_balanced_loss
 from evenhand.methods.patching.rows import PatchBatch
@@ -58,7 +59,7 @@ def fine_tune_against_critic(setting: Setting, body: Body, *, epochs: int, balan
     """Passes over the rows, in place; the state that validation rows choose, else the last, is left.
 
     Args:
-        setting: rows, options; the learning rate is ``repair_lr``.
+        setting: rows, options; the learning rate is ``whole_lr``.
         body: the cut at which the critic looks; without one it sees the logits.
         epochs: passes.
         balanced: draw every group x label cell equally often.
@@ -69,7 +70,7 @@ def fine_tune_against_critic(setting: Setting, body: Body, *, epochs: int, balan
     model, config, task = setting.model, setting.config, setting.task
     parameters = network_parameters(model)
     update = setting.update(trainable_only(model, set(parameters)))
-    passes = setting.passes("adversarial", epochs, config.repair_lr, balanced)
+    passes = setting.passes("adversarial", epochs, whole_rate(config), balanced)
     hard = BiasTerm(config.bias, "corrected", task.kind, config.over_attributes, config.min_cell, temperature=HARD)
     objective, kept = setting.objective(0.0, 1.0), setting.kept()
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +99,7 @@ def fine_tune_against_critic(setting: Setting, body: Body, *, epochs: int, balan
                 estimate = critic(rows).abs()
                 whole = torch.clamp(LAMBDA * (estimate - EPSILON + MARGIN) + 1.0, min=1.0) * loss
                 if not bool(torch.isfinite(whole)):
-                    raise NonFiniteLossError(f"the loss became {float(whole.detach()):g} in epoch {epoch}; lower method.repair_lr")
+                    raise NonFiniteLossError(f"the loss became {float(whole.detach()):g} in epoch {epoch}; lower method.whole_lr")
                 update.clear()
                 whole.backward()  # type: ignore[no-untyped-call]
                 update.step(passes.rate(epoch))

@@ -1,8 +1,8 @@
 """What a patch is compared with, behind the signature of `make_patched` and at the same number of passes over the same rows.
 
 The passes of both steps together (``impair_epochs + repair_epochs``) are given to those that have one step. Each starts
-from the classifier as delivered, keeps its head where it trains it, descends at ``repair_lr``, and with ``stop="val"``
-leaves the pass that the same rule chooses.
+from the classifier as delivered, keeps its head where it trains it, descends at ``whole_lr`` (the head alone at ``repair_lr``),
+and with ``stop="val"`` leaves the pass that the same rule chooses.
 
     none                as delivered
     last_layer          the head, on balanced rows

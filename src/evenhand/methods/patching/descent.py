@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,11 +11,14 @@ from evenhand.methods.patching.judging import Judgement
 from evenhand.methods.patching.setting import Setting
 from evenhand.methods.patching.steps import Objective, run_epoch, trainable_only
 
+if TYPE_CHECKING:
+    from evenhand.config.patch_methods import PatchMethodConfig
+
 
 def descend(
     setting: Setting, names: set[str], objective: Objective, *, name: str, epochs: int, balanced: bool, body: Body | None = None
 ) -> None:
-    """Passes of the optimiser at ``repair_lr`` over some weights, in place, resumed after a kill.
+    """Passes of the optimiser at ``repair_lr`` (the head) or ``whole_lr`` over some weights, in place, resumed after a kill.
 
     With ``stop="val"`` the state after the pass that `pick` chooses is left, else the last one.
 
@@ -31,7 +34,8 @@ def descend(
     """
     model, config, task = setting.model, setting.config, setting.task
     update = setting.update(trainable_only(model, names))
-    passes = setting.passes(name, epochs, config.repair_lr, balanced)
+    lr = config.repair_lr if body is not None else whole_rate(config)
+    passes = setting.passes(name, epochs, lr, balanced)
     network: Any = model
     inputs = val = None
     if body is not None and body.split is not None and config.hold_norms and setting.augmenter is None:
@@ -56,6 +60,11 @@ def descend(
         setting.report(record, epochs)
     if setting.selects and kept.state:
         model.load_state_dict(kept.state)
+
+
+def whole_rate(config: PatchMethodConfig) -> float:
+    """Learning rate where the whole network is trained."""
+    return config.repair_lr if config.whole_lr is None else config.whole_lr
 
 
 @torch.no_grad()

@@ -168,8 +168,11 @@ class _Repair:
         self.delivered: tuple[Features, Features] | None = None
         if self.linear is not None:
             self.delivered = self._features()
-            self.l2, said = self.fit.choose_l2(self.delivered[0], setting.task.val, self.delivered[1])
-            setting.notes.append(said)
+            if config.repair_l2 is None:
+                self.l2, said = self.fit.choose_l2(self.delivered[0], setting.task.val, self.delivered[1])
+                setting.notes.append(said)
+            else:
+                self.l2 = config.repair_l2
 
     def judge(self, delivered: bool = False) -> Judgement:
         """The body as it is now, with a head fitted to convergence; with its own head where it cannot be fitted.
