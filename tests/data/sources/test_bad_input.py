@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from evenhand.cli.app import main
 from evenhand.data import building, datasets
 from evenhand.data import prepare as preparing
 from evenhand.data.sources.csv import prepare_csv
-from evenhand.data.sources.prepare import prepare_source
+from evenhand.data.sources.prepare import make_choice, prepare_source
+from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.registry import find_source, source_names
 from evenhand.errors import DiskFullError, EvenhandError, ImageError, InputError
 
+TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".txt", ".xlsx", ".json", ".parquet", ".h5", ".pkl")
 TABLE = "Data_Entry_2017_v2020.csv"
 
 
@@ -271,3 +275,22 @@ def test_an_own_table_goes_the_same_way(raw: Path, tmp_path: Path) -> None:
     data = prepare_csv(tmp_path / "own.csv", tmp_path / "own", images=raw / "images", labels=["y"], size=8, workers=1, keep_going=True)
     assert len(data) == 23
     assert re.search(r"1 rows were left out for an image that cannot be read", str(data.description["notes"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", source_names())
+def test_every_source_meets_damaged_tables_with_one_line(name: str, tmp_path: Path, miniature: Callable[..., Path]) -> None:
+    """Each of the first tables empty, cut in the middle or of random bytes; and a folder without anything."""
+    source, choice = find_source(name), make_choice(find_source(name).INFO, None, None, {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvenhandError):
+        source.read(RawFolder(tmp_path / "empty"), choice)
+    raw = miniature(name)
+    tables = [path for path in sorted(raw.rglob("*")) if path.name.lower().endswith(TABLES)][:2]
+    for path in tables:
+        whole = path.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], bytes(range(256)) * 4):
+            path.write_bytes(content)
+            with suppress(EvenhandError):
+                source.read(RawFolder(raw), choice)
+        path.write_bytes(whole)

@@ -88,7 +88,7 @@ def _slices(raw: RawFolder, grey: str) -> tuple[set[str], str]:
             names = set(file)
             first = file[next(iter(names))] if names else None
             eight_bits = first is not None and getattr(first, "dtype", None) == "uint8"
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"{path} cannot be read as HDF5 ({str(error).splitlines()[0]}); download it again") from error
     if not names:
         raise InputError(f"{path} holds no slices. Is it the file of this data set?")
