@@ -274,7 +274,7 @@ def _near(card: Json, pictures: Mapping[str, Sequence[Json]]) -> Section:
     if found["random_pairs"]:
         hits, n = found["random_hits"], found["random_pairs"]
         chance = (
-            f"Of {words.count(n)} random pairs of different patients {words.count(hits)} met it: a share of at most "
+            f"Of {words.count(n)} random pairs of different patients {words.count(hits) if hits else 'none'} met it: a share of at most "
             f"{found['random_upper']:.1g} (95%)"
         )
         chance += ", real near-duplicates among them included." if hits else "."
