@@ -160,3 +160,21 @@ def test_a_reference_reads_one_image_of_a_pickle(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="is refused"):
         probe_image(f"{path}#row=0")
     assert not harm.exists()
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_damaged_files_are_refused_in_words(tmp_path: Path, protocol: int) -> None:
+    rng = np.random.default_rng(protocol)
+    path = dumped(tmp_path, [np.zeros((2, 3), np.uint8), np.ones((2, 2), np.float32)], protocol)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(50):
+        damaged = whole.copy()
+        damaged[rng.integers(0, len(whole), 2)] = rng.integers(0, 256, 2)
+        path.write_bytes(damaged.tobytes())
+        try:
+            arrays = PickledArrays(path)
+            assert all(arrays[row].size >= 0 for row in range(min(len(arrays), 3)))
+        except ImageError:
+            refused += 1
+    assert refused > 15

@@ -36,6 +36,9 @@ _LENGTHS = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OTHERS = ("PROTO", "FRAME", "STOP", "MARK", "TUPLE", "EMPTY_LIST", "APPEND", "APPENDS", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET",
+           "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD")
+_FOLLOWED = frozenset((*_LENGTHS, *_NUMBERS, *_CONSTANTS, *_TUPLES, *_OTHERS))
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _OLD = "the pickle is of an old protocol; write it again with pickle.dump(images, file, protocol=4)"
 
@@ -207,6 +210,8 @@ class _Follower:
             opcode = _OPCODES.get(code)
             if opcode is None:
                 raise ImageError("the file is not a pickle")
+            if opcode.name not in _FOLLOWED:
+                raise ImageError(f"the pickle uses '{opcode.name}', which arrays do not need; only lists of NumPy arrays are read")
             if opcode.name in _LENGTHS:
                 length = int.from_bytes(data.read(_LENGTHS[opcode.name]), "little")
                 place = _Bytes(data.tell(), length)
@@ -214,6 +219,8 @@ class _Follower:
                     raise ImageError("the pickle is cut off")
                 data.seek(length, os.SEEK_CUR)
                 yield opcode.name, place
+            elif opcode.name == "GLOBAL":
+                yield opcode.name, ".".join(data.readline().decode("latin-1").strip() for _ in range(2))
             else:
                 reader: Any = opcode.arg.reader if opcode.arg else None
                 yield opcode.name, reader(data) if reader else None
@@ -244,7 +251,7 @@ class _Follower:
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name == "GLOBAL":
-            stack.append(_named(argument.replace(" ", ".")))
+            stack.append(_named(argument))
         elif name == "STACK_GLOBAL":
             module, attribute = self._take(2)
             stack.append(_named(f"{module}.{attribute}"))
@@ -253,8 +260,6 @@ class _Follower:
             stack.append(_described(function, arguments))
         elif name == "BUILD":
             self._build(self._take(1)[0])
-        elif name not in ("PROTO", "FRAME"):
-            raise ImageError(f"the pickle uses '{name}', which arrays do not need; only lists of NumPy arrays are read")
 
     def _take(self, n: int) -> list[Any]:
         taken = self.stack[-n:]
