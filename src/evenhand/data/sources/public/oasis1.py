@@ -87,7 +87,9 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     volumes = {PurePosixPath(path).name[:13]: path for path in reversed(raw.walk(".", _VOLUMES))}
     axis = PLANES[choice.options["plane"]]
     found.frame = with_ages(pd.DataFrame({
-        "image": [picture(volumes.get(name, f"disc*/{name}/T88_111.img"), axis, choice.options["view"], upright=False) for name in sessions],
+        "image": [
+            picture(volumes.get(name, f"disc*/{name}/T88_111.img"), axis, choice.options["view"], upright=False) for name in sessions
+        ],
         "patient_id": patients,
         "session": sessions.str[10:],
         "dementia": (cdr > 0).map({True: "1", False: "0"}, na_action="ignore").astype("string"),
