@@ -161,7 +161,7 @@ def popcount(values: npt.NDArray[np.uint64]) -> IntArray:
         [0, 3, 64]
     """
     if hasattr(np, "bitwise_count"):
-        return np.bitwise_count(values).astype(np.int64)
+        return np.asarray(np.bitwise_count(values), dtype=np.int64)
     return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1).astype(np.int64)
 
 

@@ -259,8 +259,8 @@ def ages(values: npt.NDArray[np.float64], patients: IntArray, least: int, width:
     if len(known) < LEAST_PATIENTS:
         return None
     low, high = np.floor(known.min() / width), np.floor(known.max() / width) + 1
-    edges = width * np.arange(low, high + 1)
-    counts, edges = _joined(np.histogram(known, edges)[0], edges, least)
+    narrow = width * np.arange(low, high + 1)
+    counts, edges = _joined(np.histogram(known, narrow)[0], narrow, least)
     missing = len(first) - len(known)
     return {
         "edges": [float(edge) for edge in edges],

@@ -54,7 +54,7 @@ def standardised(x: npt.NDArray[Any], fit: BoolArray) -> Array:
     if z.shape[1] > MOST_FEATURES:
         _, vectors = np.linalg.eigh(z[fit].T @ z[fit])
         z = z @ vectors[:, ::-1][:, :MOST_FEATURES]
-    return z
+    return np.asarray(z)
 
 
 def with_squares(x: npt.NDArray[Any]) -> Array:
