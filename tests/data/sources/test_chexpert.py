@@ -66,8 +66,8 @@ def test_traps_of_sex_age_and_race(raw: Path) -> None:
 
 def test_over_60_as_the_dne_code_has_it(raw: Path) -> None:
     ages = read(raw).frame.drop_duplicates("age").set_index("age")
-    assert ages.loc["59", ["age60", "age61"]].tolist() == ["under 60", "60 and under"]
-    assert ages.loc["62", ["age60", "age61"]].tolist() == ["60 and over", "over 60"]
+    assert ages.loc["59", ["age60", "age_over60"]].tolist() == ["under 60", "60 and under"]
+    assert ages.loc["62", ["age60", "age_over60"]].tolist() == ["60 and over", "over 60"]
 
 
 def test_uncertain_and_blank_labels(raw: Path) -> None:
@@ -148,3 +148,12 @@ def test_bad_input(miniature: Make) -> None:
     (raw / "train.csv").write_text(table.replace("/train/patient00001", "/train/x", 1))
     with pytest.raises(InputError, match=r"1 cells of column 'Path' are not of the form"):
         read(raw)
+
+
+def test_an_odd_path_is_not_shown_since_it_names_a_patient(miniature: Make) -> None:
+    folder = miniature("chexpert")
+    table = next(folder.rglob("train.csv"))
+    table.write_text(table.read_text().replace("train/patient00001/study1/view1_frontal.jpg", "patient00001.jpg"))
+    with pytest.raises(InputError, match="not of the form") as error:
+        read(folder)
+    assert "patient00001.jpg" not in str(error.value)

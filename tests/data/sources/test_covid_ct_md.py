@@ -49,12 +49,12 @@ def test_one_row_a_patient(miniature: Make) -> None:
 
 def test_slices_are_in_the_body_s_order_and_in_one_window(miniature: Make) -> None:
     raw = miniature("covid_ct_md", patients=3, slices=12)
-    means = [read_image(raw / name).mean() for name in read(raw, images="slices").frame["image"].iloc[:6]]
+    means = [read_image(raw / name).mean() for name in read(raw, view="slices").frame["image"].iloc[:6]]
     assert means == sorted(means), "file names run the other way round"
-    frame = read(raw, images="slices").frame
+    frame = read(raw, view="slices").frame
     assert frame["image"].str.extract(r"slice=(\d+)")[0].iloc[:6].tolist() == ["3", "4", "5", "6", "7", "8"]
     assert frame["patient_id"].nunique() == 3
-    mean, top = (read_image(raw / read(raw, images=how).frame["image"].iloc[2]) for how in ("mean", "max"))
+    mean, top = (read_image(raw / read(raw, view=how).frame["image"].iloc[2]) for how in ("mean", "max"))
     assert (top >= mean).all()
     hounsfield = mean / 65535 * 1500 - 1350
     assert np.allclose(hounsfield.mean(), -800 + 10 * 5.5, atol=3)

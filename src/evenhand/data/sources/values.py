@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from evenhand.data.sources.base import Attribute
 from evenhand.data.sources.raw import recode
 
 SEX = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
@@ -19,7 +20,16 @@ AGE_EDGES: dict[str, tuple[float, ...]] = {
     "age4": (40, 60, 80),
     "age5": (20, 40, 60, 80),
 }
-"""Attribute -> inner edges of half-open bins; ``age60`` is under 60 against 60 and over."""
+"""Attribute -> inner edges of half-open bins; ``age60`` is under 60 against 60 and over, in every set."""
+OVER_60 = "age_over60"
+"""The one other name for two groups, the same in every set: 60 with the younger, as the code of MEDFAIR, DNE and FairTune has it."""
+AGES = (
+    Attribute("age60", "under 60; 60 and over"),
+    Attribute(OVER_60, "60 and under; over 60 (the code of MEDFAIR and DNE puts 60 with the younger)"),
+    Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
+    Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over (MEDFAIR)"),
+)
+"""The age groups that every set with ages offers; `with_ages` makes their columns."""
 
 
 def clean_sex(values: pd.Series, notes: list[str], names: dict[str, str] | None = None) -> pd.Series:
@@ -84,16 +94,18 @@ def bin_ages(ages: pd.Series, edges: Sequence[float]) -> pd.Series:
     return pd.Series(np.asarray(names, object)[codes], index=ages.index, dtype="string").mask(years.isna())
 
 
-def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = tuple(AGE_EDGES)) -> pd.DataFrame:
-    """The frame with a column for each age scheme, made from its column ``age``."""
-    return frame.assign(**{name: bin_ages(frame["age"], AGE_EDGES[name]) for name in schemes})
+def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = tuple(item.name for item in AGES)) -> pd.DataFrame:
+    """The frame with a column for each age scheme of `AGES`, made from its column ``age``."""
+    ages = frame["age"]
+    return frame.assign(**{name: over(ages, 60) if name == OVER_60 else bin_ages(ages, AGE_EDGES[name]) for name in schemes})
 
 
-def over_60(ages: pd.Series) -> pd.Series:
-    """``60 and under``, ``over 60`` or missing: where the code of MEDFAIR and DNE draws the line.
+def over(ages: pd.Series, edge: int) -> pd.Series:
+    """``60 and under``, ``over 60`` or missing, in whole years: as MEDFAIR's code cuts ages.
 
     Example:
-        >>> over_60(pd.Series(["60", "61", None])).tolist()
-        ['60 and under', 'over 60', <NA>]
+        >>> over(pd.Series(["60", "60.9", "61", None]), 60).tolist()
+        ['60 and under', '60 and under', 'over 60', <NA>]
     """
-    return bin_ages(ages, (61,)).map({"under 61": "60 and under", "61 and over": "over 60"}).astype("string")
+    names = {f"under {edge + 1}": f"{edge} and under", f"{edge + 1} and over": f"over {edge}"}
+    return bin_ages(ages, (edge + 1,)).map(names).astype("string")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute
-from evenhand.data.sources.public._skin import AGES, SEX, TONES, tones
+from evenhand.data.sources.public._skin import SEX, TONES, tones
 from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.values import AGES
 from evenhand.errors import InputError
 
 LINK = "https://challenge.isic-archive.com/data/"

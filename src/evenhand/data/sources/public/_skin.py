@@ -13,11 +13,6 @@ from evenhand.errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png")
 SEX = Attribute("sex", "female, male")
-AGES = (
-    Attribute("age60", "under 60; 60 and over"),
-    Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-    Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over (MEDFAIR)"),
-)
 TONES = (
     Attribute("skin_tone", "light: Fitzpatrick I to III; dark: IV to VI (MEDFAIR; SWiFT's repository has the same edge)"),
     Attribute("skin_tone3", "I-II; III-IV; V-VI (the authors of Fitzpatrick17k and of DDI)"),

@@ -8,7 +8,7 @@ from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info,
 from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 from evenhand.errors import InputError
 
 BATCHES = (
@@ -47,10 +47,7 @@ INFO = Info(
     tasks=TASKS,
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age61", "60 and under; over 60 (the code of MEDFAIR and DNE)"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("race", "White, Black, Asian, Native American, Pacific Islander, Hispanic, Other, by the beginning of PRIMARY_RACE "
                   "('White, Hispanic' is White); unknown and refused are missing"),
         Attribute("race_white", "White, Other (MEDFAIR, DNE; theirs count unknown race as not White, here it is missing)"),
@@ -102,20 +99,18 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     test = _test_table(raw, found.notes)
     table = pd.concat([*parts, *([] if test is None else [test])], ignore_index=True)
     places = table["Path"].str.extract(_PATH)
-    if places["file"].isna().any():
-        wrong = table["Path"][places["file"].isna()]
-        raise InputError(f"{len(wrong)} cells of column 'Path' are not of the form .../train/patient00001/study1/view1_frontal.jpg "
-                         f"(the first is {wrong.iloc[0]!r}); download the tables again")
+    odd = int(places["file"].isna().sum())
+    if odd:
+        raise InputError(f"{odd} cells of column 'Path' are not of the form .../train/patient00001/study1/view1_frontal.jpg; "
+                         "download the tables again")
     demo = _demographics(raw, places["patient"], found.notes)
     frontal = table["Frontal/Lateral"].str.strip().str.lower().eq("frontal").fillna(False).to_numpy(bool)
-    ages = clean_age(table["Age"].fillna(demo["age"]), found.notes, zero_is_unknown=True)
     frame = pd.DataFrame({
         "image": _images(raw, places),
         "patient_id": places["patient"],
         **{name: table[name] for name in LABELS},
         "sex": clean_sex(table["Sex"].fillna(demo["sex"]), found.notes),
-        "age": ages,
-        "age61": over_60(ages),
+        "age": clean_age(table["Age"].fillna(demo["age"]), found.notes, zero_is_unknown=True),
         "race": demo["race"], "race_white": white_or_other(demo["race"]), "ethnicity": demo["ethnicity"],
         "view": table["AP/PA"].str.strip().str.upper().where(frontal, "lateral"),
     })

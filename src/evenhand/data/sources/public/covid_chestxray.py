@@ -6,7 +6,7 @@ import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 
 FRONTAL = ("PA", "AP", "AP SUPINE", "AP ERECT", "AP SEMI ERECT")
 UNDECIDED = ("", "todo", "unknown")
@@ -41,9 +41,7 @@ INFO = Info(
     ),
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("view", "PA, AP, AP Supine, ...; spellings differ in case"),
     ),
     default_attributes=("sex", "age60"),

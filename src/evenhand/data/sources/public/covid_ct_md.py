@@ -9,7 +9,7 @@ import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 from evenhand.errors import ImageError
 
 FOLDERS = {
@@ -42,10 +42,7 @@ INFO = Info(
     ),
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age61", "60 and under; over 60 (the code of MEDFAIR and DNE)"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
     ),
     default_attributes=("sex", "age60"),
     split="none is published; split by patient",
@@ -54,7 +51,7 @@ INFO = Info(
         Expected("Normal", 76, _README),
     ),
     options=(
-        Option("images", ("middle", "mean", "max", "slices"), "what of a volume: its middle slice (default), the mean or the maximum along "
+        Option("view", ("middle", "mean", "max", "slices"), "what of a volume: its middle slice (default), the mean or the maximum along "
                f"the body, or {SLICES} slices spread evenly over its middle half, all of the one patient"),
     ),
     licence="as stated on Figshare (CC BY 4.0; not confirmed)",
@@ -80,18 +77,17 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found = Found(pd.DataFrame())
     patients = _patients(raw)
     people = _people(raw, patients, found.notes)
-    ages = clean_age(people["age"], found.notes)
     frame = with_ages(pd.DataFrame({
         "patient_id": patients["patient_id"],
         "COVID-19": patients["diagnosis"].eq("COVID-19").map({True: "1", False: "0"}),
         "disease": patients["diagnosis"].ne("Normal").map({True: "1", False: "0"}),
         "diagnosis": patients["diagnosis"],
         "sex": clean_sex(people["sex"], found.notes),
-        "age": ages, "age61": over_60(ages),
+        "age": clean_age(people["age"], found.notes),
         "slices": patients["slices"],
     }))
     found.counts = {"patients": len(frame), **{name: int(frame["diagnosis"].eq(name).sum()) for name in FOLDERS}}
-    cuts = pd.Series([_cuts(int(count), choice.options["images"]) for count in patients["slices"]], index=frame.index)
+    cuts = pd.Series([_cuts(int(count), choice.options["view"]) for count in patients["slices"]], index=frame.index)
     found.frame = frame.assign(image=patients["folder"], cut=cuts).explode("cut", ignore_index=True)
     found.frame["image"] += "/#axis=0&" + found.frame["cut"].fillna("slice=middle") + f"&window={WINDOW}"
     found.leave_out(found.frame["slices"].eq(0).to_numpy(bool), "its folder holds no .dcm files")
@@ -99,10 +95,10 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     return found
 
 
-def _cuts(slices: int, images: str) -> list[str]:
+def _cuts(slices: int, view: str) -> list[str]:
     """What is taken of a volume, in the words of a reference."""
-    if images != "slices":
-        return ["slice=middle" if images == "middle" else f"project={images}"]
+    if view != "slices":
+        return ["slice=middle" if view == "middle" else f"project={view}"]
     places = {int(slices * (0.25 + 0.5 * (k + 0.5) / SLICES)) for k in range(SLICES)}
     return [f"slice={place}" for place in sorted(places)]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.public._dicom_headers import as_frame, hashed, read_headers
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import SEX, clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import AGES, SEX, clean_age, clean_sex, with_ages
 from evenhand.data.table import read_table
 from evenhand.errors import InputError
 
@@ -53,9 +53,7 @@ INFO = Info(
     attributes=(
         Attribute("sex", "female, male: PatientSex, else a column sex of the table; O and anything else is missing"),
         Attribute("age", "years: PatientAge, else PatientBirthDate to StudyDate, else a column age of the table; cut it with --bins"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("manufacturer", "Manufacturer of the device, as written"),
         Attribute("device", "ManufacturerModelName, as written"),
         Attribute("view", "ViewPosition, as written"),

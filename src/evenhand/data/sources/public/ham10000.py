@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
-from evenhand.data.sources.public._skin import AGES, SEX, image_paths, is_one_of, known_words, people
+from evenhand.data.sources.base import Choice, Expected, Found, Info, Task
+from evenhand.data.sources.public._skin import SEX, image_paths, is_one_of, known_words, people
 from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.values import AGES
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 CANCER = ("mel", "bcc", "akiec")
@@ -34,11 +35,7 @@ INFO = Info(
         Task("melanoma", ("melanoma",), "1: mel; 0: the rest"),
         Task("diagnosis", ("diagnosis",), "the seven diagnoses of the provider: akiec, bcc, bkl, df, mel, nv, vasc", "multiclass"),
     ),
-    attributes=(
-        SEX,
-        *AGES,
-        Attribute("age_over60", "60 and under; over 60 (MEDFAIR's notebook; ages are in steps of 5, so many patients are 60)"),
-    ),
+    attributes=(SEX, *AGES),
     default_attributes=("sex", "age60"),
     split="none is published; drawn by lesion (MEDFAIR draws 8:1:1 by lesion, too)",
     expected=(Expected("images", 10015, _PAPER), Expected("lesions", 7470, _PAPER)),
@@ -50,7 +47,7 @@ INFO = Info(
         "no patient id is published: patient_id is the lesion, so two lesions of one patient can fall into two splits",
         "a lesion has up to six images: a split by image leaks",
         "sex 'unknown' is missing; MEDFAIR's loader counts it as female",
-        "ages are in steps of 5 years; 0 stands in a few rows and is kept, and said",
+        "ages are in steps of 5 years, so many patients are 60: age60 and age_over60 differ; 0 stands in a few rows and is kept, and said",
         "the seven diagnoses overlap with ISIC 2018's training part, which is the same set",
         "not confirmed: whether 0 means an unknown age",
     ),
@@ -73,7 +70,6 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     dx = known_words(table["dx"], {name: name for name in CLASSES}, "dx", raw.file(*METADATA).name)
     malignant = MEDFAIR if choice.task.name == "malignant_medfair" else CANCER
     persons = people(table["sex"], table["age"], found.notes)
-    years = pd.to_numeric(persons["age"], errors="coerce").astype("Float64")
     found.frame = pd.DataFrame({
         "image": image_paths(raw, table["image_id"], FOLDERS),
         "patient_id": table["lesion_id"],
@@ -81,7 +77,6 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "melanoma": is_one_of(dx, ("mel",)),
         "diagnosis": dx,
         **{name: persons[name] for name in persons},
-        "age_over60": years.gt(60).map({True: "over 60", False: "60 and under"}, na_action="ignore").astype("string"),
         "dx_type": table["dx_type"],
         "site": table["localization"],
         "source": table["dataset"],

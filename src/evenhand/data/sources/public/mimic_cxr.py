@@ -12,7 +12,7 @@ from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info,
 from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, over_60, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 from evenhand.errors import InputError
 
 PLACES = ("", "physionet.org/files/mimic-cxr-jpg/2.1.0/", "physionet.org/files/mimic-cxr-jpg/2.0.0/")
@@ -44,10 +44,7 @@ INFO = Info(
     tasks=TASKS,
     attributes=(
         Attribute("sex", "female, male (MIMIC-IV gender)"),
-        Attribute("age60", "under 60; 60 and over, at the study: anchor_age + year of StudyDate - anchor_year"),
-        Attribute("age61", "60 and under; over 60 (the code of MEDFAIR and DNE)"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("race", "White, Black, Asian, Native American, Pacific Islander, Hispanic, Other, by the beginning of the word (WHITE - "
                   "RUSSIAN is White, PORTUGUESE and MULTIPLE RACE/ETHNICITY are Other); UNKNOWN, UNABLE TO OBTAIN and PATIENT DECLINED TO "
                   "ANSWER are missing; a patient whose known entries fall into several groups is missing"),
@@ -75,7 +72,8 @@ INFO = Info(
     channels=1,
     traps=(
         "the images' tables hold no sex, age or race: without MIMIC-IV they are missing, and so they are for patients it does not hold",
-        "anchor_age is the age in anchor_year, not at the study; ages over 89 are written as 91 there, so ages from 90 up are not exact",
+        "anchor_age is the age in anchor_year, not at the study: age is anchor_age + year of StudyDate - anchor_year; ages over 89 are "
+        "written as 91 there, so ages from 90 up are not exact",
         "race stands at each admission, in many spellings, and differs between admissions of some patients",
         "labels are of studies, not images: a finding seen in the lateral film only counts for the frontal one too",
         "a few studies have no labels: their images are left out",
@@ -97,14 +95,13 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     split = _published(raw, meta["dicom_id"]) if needs_split else pd.Series(pd.NA, index=meta.index, dtype="string")
     labels, labelled = _labels(raw, choice, meta["study_id"], split, found)
     people = _people(raw, choice.options["mimic_iv"], meta, found.notes)
-    ages = clean_age(people["age"], found.notes)
     view = meta["ViewPosition"].str.strip().str.upper().replace(dict.fromkeys(LATERAL, "lateral"))
     found.frame = with_ages(pd.DataFrame({
         "image": _images(raw, meta),
         "patient_id": meta["subject_id"],
         **{name: labels[name] for name in LABELS},
         "sex": clean_sex(people["gender"], found.notes),
-        "age": ages, "age61": over_60(ages),
+        "age": clean_age(people["age"], found.notes),
         "race": people["race"], "race_white": white_or_other(people["race"]),
         "view": view, "study_id": meta["study_id"],
     }))

@@ -7,7 +7,7 @@ import pandas as pd
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
 from evenhand.data.sources.public._chexpert_labels import VERSUS, versus_name
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 from evenhand.errors import InputError
 
 FINDINGS = (
@@ -40,9 +40,7 @@ INFO = Info(
     ),
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("view", "PA, AP"),
     ),
     default_attributes=("sex", "age60"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
-from evenhand.data.sources.public._skin import AGES, SEX, TONES, image_paths, is_one_of, known_words, people, tones
+from evenhand.data.sources.public._skin import SEX, TONES, image_paths, is_one_of, known_words, people, tones
 from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.values import AGES
 
 CLASSES = {"ACK": "ack", "BCC": "bcc", "MEL": "mel", "NEV": "nev", "SCC": "scc", "BOD": "scc", "SEK": "sek"}
 FOLDERS = ("images", "imgs_part_1", "imgs_part_2", "imgs_part_3")
