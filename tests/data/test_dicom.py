@@ -18,6 +18,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, a
 from pydicom.uid import (
     JPEG2000,
     MPEG4HP41,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -415,3 +416,26 @@ def test_cut_files(tmp_path: Path) -> None:
         (tmp_path / "a.dcm").write_bytes(data[:keep])
         with pytest.raises(ImageError):
             read_image(tmp_path / "a.dcm")
+
+
+def test_damage_that_the_decoders_meet_with_classes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.dcm", RAMP, DeflatedExplicitVRLittleEndian)
+    (tmp_path / "a.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[:-20])  # zlib.error
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [4096, 0, 16], bytes(100), "US"
+    write(tmp_path / "b.dcm", RAMP, ModalityLUTSequence=[table])  # struct.error
+    for name in "ab":
+        with pytest.raises(ImageError) as error:
+            read_image(tmp_path / f"{name}.dcm")
+        assert "\n" not in error.value.summary
+
+    class PanicException(BaseException):
+        """As decoders in Rust raise it."""
+
+    def panic(*_: Any, **__: Any) -> None:
+        raise PanicException("index out of bounds")
+
+    write(tmp_path / "c.dcm", RAMP)
+    monkeypatch.setattr("pydicom.pixels.utils.pixel_array", panic)
+    with pytest.raises(ImageError, match="the decoder gave up: index out of bounds"):
+        read_image(tmp_path / "c.dcm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -202,3 +203,36 @@ def test_the_grid_maps_white_to_white() -> None:
     assert fit_grid(white8, 3, 16).shape == (3, 2, 2)
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(fit_grid(fit_grid(every, 1, 16)[0], 1, 8)[0], every)
+
+
+def test_damaged_arrays_are_unreadable_images(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, image=GREY)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"image.npy") + 9 + int.from_bytes(data[28:30], "little")
+    data[start : start + 8] = b"\xff" * 8  # no deflate stream begins so: zlib.error
+    path.write_bytes(data)
+    for read in (probe_image, read_image):
+        with pytest.raises(ImageError, match="invalid"):
+            read(path)
+    np.save(tmp_path / "b.npy", GREY)
+    data = bytearray((tmp_path / "b.npy").read_bytes())
+    data[data.index(b"}")] = ord("(")  # a header that is no dictionary
+    (tmp_path / "b.npy").write_bytes(data)
+    with pytest.raises(ImageError):
+        probe_image(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_arrays_are_probed_by_their_header_and_have_a_largest_size(tmp_path: Path, suffix: str) -> None:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20)})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        path.write_bytes(header.getvalue())
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("image.npy", header.getvalue())
+    assert probe_image(path) == Header(16, 1)
+    with pytest.raises(ImageError, match=r"is no image: 1,099,511,627,776 values"):
+        read_image(path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import h5py
@@ -308,3 +310,24 @@ def test_an_absent_library_is_said_with_its_command(tmp_path: Path, monkeypatch:
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImageError, match=rf"needs the package '{name}'.*pip install 'evenhand\[volumes\]'"):
             probe_image(f"{start}axis=0&slice=0&scale=0,1")
+
+
+def test_an_npz_array_that_its_values_do_not_fill_is_refused(tmp_path: Path) -> None:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (4, 5, 6)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("oct.npy", header.getvalue() + bytes(100))
+        archive.writestr("other.npy", header.getvalue() + bytes(120))
+    with pytest.raises(ImageError, match=r"has shape \(4, 5, 6\), but its values do not fill it"):
+        read_image(f"{tmp_path}/a.npz#array=oct&axis=0&slice=3")
+    assert read_image(f"{tmp_path}/a.npz#array=other&axis=0&slice=3").shape == (5, 6)
+
+
+def test_a_volume_without_a_place_in_space_is_read_as_stored(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    image = nibabel.Nifti1Image(values, None)
+    image.header.set_sform(np.zeros((4, 4)), code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert np.array_equal(read_image(f"{tmp_path}/a.nii#axis=0&slice=1"), values[1])
+    with pytest.raises(ImageError, match="does not tell how it lies"):
+        read_image(f"{tmp_path}/a.nii#axis=0&slice=1&orient=ras")

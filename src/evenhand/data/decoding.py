@@ -24,6 +24,7 @@ from evenhand.data.images import Header, Resize, fit_grid, probe_image, read_ima
 from evenhand.errors import ImageError, RunError
 
 HASH_BYTES = 16
+_TOO_LARGE = "image is too large for the memory of this machine"
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -69,6 +70,8 @@ def probe_chunk(chunk: Chunk) -> tuple[int, list[Header | str]]:
             found.append(probe_image(file or ""))
         except ImageError as error:
             found.append(error.summary)
+        except MemoryError:
+            found.append(_TOO_LARGE)
     return chunk.start, found
 
 
@@ -87,7 +90,7 @@ def decode_chunk(task: tuple[Grid, Chunk]) -> Decoded:
                 except ImageError as error:
                     failed[position] = error.summary
                 except MemoryError:
-                    failed[position] = "image is too large for the memory of this machine"
+                    failed[position] = _TOO_LARGE
             if row:
                 _write_at(descriptor, row, (position - grid.first) * grid.row_bytes)
             hashes.append(hashlib.blake2b(row, digest_size=HASH_BYTES).digest())

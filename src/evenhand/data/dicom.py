@@ -12,8 +12,10 @@ any extra, the others (12-bit and lossless JPEG, JPEG-LS, high-throughput JPEG 2
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,10 @@ import numpy.typing as npt
 from evenhand.data.dicom_codecs import all_installed, decode, find_decoder
 from evenhand.errors import ImageError
 
-BROKEN = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+BROKEN = (
+    ArithmeticError, AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
+    struct.error, zlib.error,
+)
 """What the DICOM library raises on damaged files."""
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -69,7 +69,12 @@ def decode(dataset: Any, frame: int | None) -> npt.NDArray[Any]:
     if dataset.file_meta.TransferSyntaxUID == _BASELINE:
         with suppress(AttributeError, NotImplementedError, OSError, RuntimeError, ValueError):
             return np.asarray(pixel_array(dataset, index=frame, decoding_plugin="pillow"))
-    return np.asarray(pixel_array(dataset, index=frame))
+    try:
+        return np.asarray(pixel_array(dataset, index=frame))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # decoders in Rust raise it beside all classes of exceptions
+            raise
+        raise RuntimeError(f"the decoder gave up: {error}") from error
 
 
 def decode_frame(src: bytes, runner: Any) -> bytes:

@@ -7,28 +7,29 @@ told from its content, not from its name.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from evenhand.data.jpeg import decode_plain_jpeg
-from evenhand.errors import ImageError
+from evenhand.errors import EvenhandError, ImageError
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _ORIENTATION = 0x0112
+_MOST_VALUES = 1 << 30  # of a NumPy image; about what Pillow allows for colour images
 _GREY_MODES = ("1", "L", "LA", "La", "F", "I")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, OverflowError, BadZipFile, Image.DecompressionBombError)
 
 
 class Header(NamedTuple):
@@ -72,8 +73,8 @@ def _probe(stream: BinaryIO, page: int | None = None) -> Header:
 
         return Header(*dicom_bits_channels(stream))
     if kind == "numpy":
-        array = _numpy_array(stream)
-        return array_header(array.shape, array.dtype)
+        shape, _, dtype = numpy_header(_numpy_stream(stream))
+        return array_header(shape, dtype)
     if _is_deep_colour_png(head):
         return Header(16, 1 if head[25] == 4 else 3)
     image = _open(stream, page)
@@ -245,13 +246,14 @@ def _kind(data: bytes) -> str:
 
 @contextmanager
 def _reworded() -> Iterator[None]:
+    """Each decoder raises classes of its own on damaged files (`zlib.error`, `struct.error`, ...): any of them means unreadable."""
     try:
         yield
-    except ImageError:
+    except (EvenhandError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise ImageError("not an image of a known kind (PNG, JPEG, TIFF, BMP, NumPy, DICOM)") from None
-    except _BROKEN as error:
+    except Exception as error:
         text = str(error).strip().splitlines()
         raise ImageError(text[0] if text else type(error).__name__) from error
 
@@ -361,13 +363,36 @@ def _decode_deep_colour_png(data: bytes) -> Pixels:
 
 
 def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
-    loaded = np.load(stream, allow_pickle=False)
-    if not isinstance(loaded, np.ndarray):
-        names = list(loaded.files)
-        if len(names) != 1 and "image" not in names:
-            raise ImageError(f".npz holds the arrays {names}; it must hold one, or one named 'image'")
-        loaded = loaded["image" if "image" in names else names[0]]
-    return cast(npt.NDArray[Any], loaded)
+    stream = _numpy_stream(stream)
+    shape, _, dtype = numpy_header(stream)
+    n = math.prod(shape)
+    if n > _MOST_VALUES:
+        raise ImageError(f"array has shape {shape}, which is no image: {n:,} values, and at most {_MOST_VALUES:,} are read")
+    if dtype.hasobject:
+        raise ImageError("the array holds Python objects, which are not loaded: they could run code")
+    stream.seek(0)
+    return cast(npt.NDArray[Any], np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _numpy_stream(stream: BinaryIO) -> BinaryIO:
+    """The file itself, or the one array of an ``.npz`` that is the image, unpacked as it is read."""
+    packed = stream.read(4) == b"PK\x03\x04"
+    stream.seek(0)
+    if not packed:
+        return stream
+    archive = ZipFile(stream)
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    if len(names) != 1 and "image" not in names:
+        raise ImageError(f".npz holds the arrays {names}; it must hold one, or one named 'image'")
+    return cast(BinaryIO, archive.open(archive.namelist()[names.index("image") if "image" in names else 0]))
+
+
+def numpy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis runs fastest, and type of an ``.npy`` file, whose values come next in the stream."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    return shape, fortran, dtype
 
 
 def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Header:

@@ -7,6 +7,7 @@ so that the next rows of a table that lie in the same file do not decode it agai
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -332,16 +333,18 @@ def _choose(names: list[str], name: str | None) -> str:
 
 
 def _npz(path: str, name: str | None) -> Stack:
+    from evenhand.data.images import numpy_header
+
     with zipfile.ZipFile(path) as archive:
         members = {member.removesuffix(".npy"): member for member in archive.namelist() if member.endswith(".npy")}
         member = archive.getinfo(members[_choose(list(members), name)])
         with archive.open(member) as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read_header(stream)
+            shape, fortran, dtype = numpy_header(cast(Any, stream))
             start = stream.tell()
     if dtype.hasobject:
         raise ImageError("the array holds Python objects, which are not loaded: they could run code")
+    if member.file_size - start != math.prod(shape) * dtype.itemsize:
+        raise ImageError(f"array '{member.filename}' has shape {shape}, but its values do not fill it")
     if member.compress_type == zipfile.ZIP_STORED and 0 not in shape:
         with open(path, "rb") as file:
             file.seek(member.header_offset)
@@ -405,6 +408,8 @@ def _nifti(path: str) -> Volume:
     if len(kept) != 3 or not isinstance(image, (nibabel.Nifti1Pair, nibabel.MGHImage)):
         return Volume(stack)
     codes = nibabel.io_orientation(image.affine)
+    if np.isnan(codes).any():  # an affine that turns two axes into one
+        return Volume(stack)
     order = tuple(int(np.flatnonzero(codes[:, 0] == axis)[0]) for axis in range(3))
     return Volume(stack, Turned(stack, order, tuple(bool(codes[axis, 1] < 0) for axis in order)))
 

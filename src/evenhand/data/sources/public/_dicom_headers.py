@@ -13,9 +13,8 @@ from typing import Any
 import pandas as pd
 
 from evenhand.data.decoding import Chunk, chunks, run_chunks
-from evenhand.data.dicom import BROKEN, quiet
+from evenhand.data.dicom import quiet
 from evenhand.data.images import is_dicom
-from evenhand.errors import ImageError
 
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "PatientID", "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate",
@@ -158,7 +157,7 @@ def _read(root: str, name: str) -> Header | str | None:
                 return name if named else ""
             stream.seek(0)
             return _header(name, dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS)))
-    except (ImageError, *BROKEN):
+    except Exception:  # the library raises many classes on damaged headers
         return name
 
 
