@@ -50,14 +50,17 @@ def test_errors_have_exit_code_2_and_write_all_problems(source: Path, capsys: py
 
 
 def test_the_list_names_every_public_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["prepare", "--list"]) == 0
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    words = " ".join(shown.split())
     for info in list_sources():
-        line = next(line for line in shown.splitlines() if line.startswith(f"│ {info.name} "))
-        assert (info.own or info.modality) in (True, *line.split())
-        assert ("yours" if info.own else "yes" if info.verified else "no") in line.split()
-    assert "verified: the layout was checked against a real download" in shown
+        facts = "your own data" if info.own else f"{info.modality}; verified: {'yes' if info.verified else 'no'}; licence: {info.licence}"
+        assert f"{info.name} {info.title} {facts}" in words
+    assert "csv Your own table and folder of images" in words
+    assert "verified: the layout was checked against a real download" in words
 
 
 def test_a_set_is_described_in_plain_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,26 +133,19 @@ def _refuse(given: dict[str, Any], names: Sequence[str], why: str) -> None:
 def _show(describe: str) -> None:
     """All about one public data set as plain text, or the list of all of them."""
     import shutil
+    import textwrap
 
-    from evenhand.data.sources.describe import describe_source
+    from evenhand.data.sources.describe import describe_source, list_text
     from evenhand.data.sources.registry import list_sources
 
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     if describe:
-        typer.echo(describe_source(describe, width=min(shutil.get_terminal_size((100, 24)).columns, 100)), nl=False)
+        typer.echo(describe_source(describe, width=width), nl=False)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table("name", "title", "modality", "verified", "licence")
-    grid.columns[0].no_wrap = grid.columns[2].no_wrap = True
-    for info in sorted(list_sources(), key=lambda info: info.own):
-        verified = "yes" if info.verified else "no"
-        grid.add_row(info.name, info.title, *(("any", "yours", "yours") if info.own else (info.modality, verified, info.licence)))
-    grid.add_row("csv", "Your own table and folder of images", "any", "yours", "yours")
-    console = Console(highlight=False)
-    console.print(grid)
-    console.print("verified: the layout was checked against a real download, not only against the provider's documentation", soft_wrap=True)
-    console.print("all about one of them: evenhand prepare --describe NAME", soft_wrap=True)
+    typer.echo(list_text(list_sources(), width))
+    lines = ("verified: the layout was checked against a real download, not only against the provider's documentation",
+             "all about one of them: evenhand prepare --describe NAME")
+    typer.echo("\n".join(part for line in lines for part in textwrap.wrap(line, width)))
 
 
 def parse_options(values: Sequence[str]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from evenhand.data.table import TableSpec, attribute_groups, label_array, missing_rows
+from evenhand.data.table import TableSpec, attribute_groups, is_number, label_array, missing_rows
 
 
 def table_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
@@ -25,15 +27,23 @@ def table_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
         counts = patients[present].groupby(groups.codes[present]).nunique()
         single = [groups.keys[int(code)] for code in counts.index[counts == 1]]
         if single:
-            notes.append(f"attribute '{name}' has groups of one patient: {', '.join(single)}")
+            advice = f"; cut it into few groups, as --bins {name}=0,60,200" if _uncut(groups.keys, name, spec) else ""
+            some = ", ".join(single[:8]) + (f", … ({len(single)} in all)" if len(single) > 8 else "")
+            notes.append(f"attribute '{name}' has groups of one patient: {some}{advice}")
         if "*" not in name:
             several = int((pd.Series(groups.codes[present]).groupby(patients[present].to_numpy()).nunique() > 1).sum())
             if several:
-                notes.append(f"{several} patients are in more than one group of '{name}'")
+                have = "1 patient is" if several == 1 else f"{several} patients are"
+                notes.append(f"{have} in more than one group of '{name}'")
     if spec.split in frame:
         absent = [split for split in ("train", "val", "test") if split not in set(frame[spec.split])]
         notes += [f"no row is in the split '{split}'" for split in absent]
     return notes
+
+
+def _uncut(keys: Sequence[str], name: str, spec: TableSpec) -> bool:
+    """Whether the groups are the values of a number that nobody has given edges for."""
+    return "*" not in name and name not in spec.bins and len(keys) > 5 and all(is_number(key) for key in keys)
 
 
 def _label_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:

@@ -71,10 +71,14 @@ class Settings:
         """Refuse wrong options before anything is read.
 
         Raises:
-            InputError: modality, resize, fractions or window are none of those there are.
+            InputError: size, channels, modality, resize, fractions or window are none of those there are.
         """
         if self.modality not in MODALITIES:
             raise InputError(f"modality is '{self.modality}', but must be one of {', '.join(MODALITIES)}")
+        if not 1 <= self.size <= 8192:
+            raise InputError(f"size is {self.size}, but must be 1 to 8192 pixels")
+        if self.channels not in (None, 1, 3):
+            raise InputError(f"channels is {self.channels}, but must be 1 or 3")
         if self.resize not in RESIZES:
             raise InputError(f"resize is '{self.resize}', but must be one of {', '.join(RESIZES)}")
         split_shares(self.fractions)
@@ -161,6 +165,11 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
         # several processes that share the work write the same table, each file whole: they need no lock
         with nullcontext() if settings.shared else locked(out / ".lock", waiting):
             _check_out(out, origin.table, config)
+            finished = (out / "dataset.yaml").exists()
+            if finished:
+                log.info("%s is finished already, and is left as it is", out)
+            for note in () if finished else notes:
+                log.warning("%s", note)
             files = [os.path.join(origin.images, name) for name in image_keys(frame)]
             _, excluded = build_cache(
                 files, out / "cache", size=settings.size, resize=settings.resize, channels=settings.channels,
@@ -210,14 +219,51 @@ def _check_out(out: Path, table: Path | None, config: Mapping[str, Any]) -> None
         raise InputError(f"{out} holds the source table; give another folder to write the data set to")
     if (out / "dataset.yaml").exists():
         old = PreparedData.open(out).description["config"]
-        differing = [name for name in config if old.get(name) != config[name]]
-        if differing:
-            other = ", ".join(differing)
-            raise InputError(f"{out} holds a data set of another configuration (other {other}); choose another folder, or delete it")
+        if any(old.get(name) != config[name] for name in config):
+            other = config_differences(old, config)
+            raise InputError(f"{out} holds a data set of another configuration ({other}); choose another folder, or delete it")
         return
     foreign = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
     if foreign or ((out / "table.csv").exists() and not (out / "cache").is_dir()):
         raise InputError(f"{out} is not empty ({', '.join(foreign[:3] or ['table.csv'])}); give a new folder to write the data set to")
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What a finished data set was made with and what is asked for now, in words.
+
+    Example:
+        >>> config_differences({"size": 224, "spec": {"labels": ["y"]}}, {"size": 64, "spec": {"labels": ["y", "z"]}})
+        'size: 224 there, 64 here; labels: y there, y, z here'
+    """
+    if (old.get("source") or {}).get("name") != (new.get("source") or {}).get("name"):
+        names = [(config.get("source") or {}).get("name", "csv") for config in (old, new)]
+        return f"data set: {names[0]} there, {names[1]} here"
+    words = [
+        f"{name}: {_told(before)} there, {_told(now)} here"
+        for (name, before), now in zip(_leaves(old, new), [now for _, now in _leaves(new, old)], strict=True)
+        if before != now and name not in ("rows", "classes")
+    ]
+    return "; ".join(words) or "the same choices, but other rows: the source's files have changed, or this version reads them otherwise"
+
+
+def _leaves(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every setting of either configuration by its own name, with its value in the first; None where that has none."""
+    leaves: list[tuple[str, Any]] = []
+    for name in sorted({*config, *other}):
+        value, beside = config.get(name), other.get(name)
+        if name != "bins" and (isinstance(value, Mapping) or isinstance(beside, Mapping)):
+            leaves += _leaves(value or {}, beside or {})
+        else:
+            leaves.append((name, value))
+    return leaves
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_told(part).replace(' ', '')}" for name, part in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_told, value)) or "none"
+    return "not given" if value is None else str(value)
 
 
 def _is_ours(name: str) -> bool:
@@ -232,6 +278,7 @@ def _write(
     import yaml
 
     cache = ImageCache.open(out / "cache")
+    said = len(notes)
     bad = sorted(excluded)
     unread = frame.iloc[bad].assign(reason=[excluded[row] for row in bad])
     frame = frame.drop(index=bad).reset_index(drop=True)
@@ -244,7 +291,7 @@ def _write(
         if n:
             notes.append(f"{n} rows were left out for {what} (excluded.csv)")
     notes += table_notes(frame, spec) + find_leaks(frame["split"].to_numpy(str), _patients(frame), cache.hashes).sentences()
-    for note in notes:
+    for note in notes[said:]:
         log.warning("%s", note)
     table_hash = hashlib.sha256(data).hexdigest()
     counted = {"missing_attribute": len(dropped), "unreadable_image": len(unread)}
@@ -281,7 +328,7 @@ def _with_splits(
     units = join_units(_patients(frame), content_codes(hashes))
     split = make_splits(units, strata(frame, spec), config["fractions"], config["seed"])
     counts = ", ".join(f"{name} {int((split == name).sum())}" for name in ("train", "val", "test"))
-    notes.append(f"the table has no split column: split by patient with seed {config['seed']} ({counts} rows)")
+    notes.append(f"no split is given: drawn by patient with seed {config['seed']} ({counts} rows)")
     return frame.assign(split=split.astype(object))
 
 

@@ -151,7 +151,7 @@ def infer_kind(frame: pd.DataFrame, labels: Sequence[str]) -> Kind:
     if len(labels) != 1 or labels[0] not in frame:
         return "multilabel" if len(labels) > 1 else "binary"
     values = sorted(set(frame[labels[0]].dropna().astype(str).str.strip()) - {""})
-    if not values or any(value.lower() in _TRUTH or _is_number(value) for value in values):
+    if not values or any(value.lower() in _TRUTH or is_number(value) for value in values):
         return "binary"
     if len(values) == 2:
         raise InputError(
@@ -164,10 +164,11 @@ def infer_kind(frame: pd.DataFrame, labels: Sequence[str]) -> Kind:
 def class_names(frame: pd.DataFrame, label: str) -> tuple[str, ...]:
     """The distinct class names of a column, sorted (numbers as numbers)."""
     values = set(frame[label].dropna().astype(str).str.strip()) - {""}
-    return tuple(sorted(values, key=lambda v: (0, float(v), v) if _is_number(v) else (1, 0.0, v)))
+    return tuple(sorted(values, key=lambda v: (0, float(v), v) if is_number(v) else (1, 0.0, v)))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a cell's text reads as a number."""
     try:
         float(text)
     except ValueError:
@@ -347,7 +348,7 @@ def _attribute_problems(frame: pd.DataFrame, spec: TableSpec, name: str) -> list
     except InputError as error:
         return [*problems, error.summary] if single else problems
     if n_groups > spec.max_groups:
-        binnable = single and name not in spec.bins and all(_is_number(text) for text in frame[name].dropna().astype(str))
+        binnable = single and name not in spec.bins and all(is_number(text) for text in frame[name].dropna().astype(str))
         advice = f"give edges, as --bins {name}=0,60,200" if binnable else "merge values, or raise --max-groups"
         problems.append(f"attribute '{name}' has {n_groups} groups, more than max_groups = {spec.max_groups}; {advice}")
     return problems

@@ -37,7 +37,7 @@ def raw(miniature: Callable[..., Path]) -> Path:
 def refusal(raw: Path, out: Path, **options: object) -> EvenhandError:
     """What `prepare_source` says; nothing is written."""
     with pytest.raises(EvenhandError) as caught:
-        prepare_source("nih", raw, out, size=8, workers=1, **options)
+        prepare_source("nih", raw, out, **{"size": 8, "workers": 1, **options})  # type: ignore[arg-type]
     assert not out.exists()
     assert "\n" not in caught.value.summary
     return caught.value
@@ -237,11 +237,42 @@ def test_tables_that_are_no_tables(raw: Path, tmp_path: Path) -> None:
 def test_another_configuration_in_the_same_folder_is_refused(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     works(raw, out)
-    with pytest.raises(InputError, match=r"holds a data set of another configuration \(other source"):
+    with pytest.raises(InputError, match=r"holds a data set of another configuration \(split: published there, patient here\)"):
         works(raw, out, split="patient")
-    with pytest.raises(InputError, match=r"holds a data set of another configuration \(other spec\)"):
+    with pytest.raises(InputError, match=r"of another configuration \(attributes: sex, age60 there, view here\); choose"):
         works(raw, out, attributes=["view"])
+    with pytest.raises(InputError, match=r"of another configuration \(data set: nih there, csv here\); choose"):
+        columns = ("Image Index", "Patient ID", "split")
+        prepare_csv(raw / TABLE, out, images=raw / "images", columns=columns, labels=["Follow-up #"], kind="multiclass")
+    table = raw / TABLE
+    kept = table.read_text()
+    table.write_text("\n".join(kept.splitlines()[:-1]))
+    with pytest.raises(InputError, match=r"\(the same choices, but other rows: the source's files have changed"):
+        works(raw, out)
+    table.write_text(kept)
     assert len(works(raw, out)) == 24
+
+
+def test_what_was_read_is_said_before_decoding_and_a_finished_set_is_called_so(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    works(raw, tmp_path / "out")
+    lines = [record.getMessage() for record in caplog.records]
+    read = lines.index(next(line for line in lines if line.startswith("images: 24 here, the provider says")))
+    assert read < lines.index(next(line for line in lines if line.startswith("cached 24 images")))
+    assert len(lines) == len(set(lines))
+    caplog.clear()
+    works(raw, tmp_path / "out")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[-1] == f"{tmp_path / 'out'} is finished already, and is left as it is"
+    assert not any(line.startswith("images: 24 here") for line in lines)
+
+
+def test_a_number_without_edges_is_no_set_of_groups(raw: Path, tmp_path: Path) -> None:
+    notes = works(raw, tmp_path / "out", attributes=["age"]).description["notes"]
+    note = next(note for note in notes if "groups of one patient" in note)
+    assert note.endswith("in all); cut it into few groups, as --bins age=0,60,200")
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -250,11 +281,13 @@ def test_another_configuration_in_the_same_folder_is_refused(raw: Path, tmp_path
     ({"task": "findings", "labels": ["Oedema"]}, "did you mean 'Edema'?"),
     ({"attributes": ["sexx"]}, "nih has no attribute 'sexx'; did you mean 'sex'?"),
     ({"attributes": ["sex*age6"]}, "nih has no attribute 'age6'; did you mean 'age60'?"),
-    ({"attributes": ["patient_id"]}, "nih has no attribute 'patient_id'; known are sex, age60, age4, age5, view"),
+    ({"attributes": ["patient_id"]}, "nih has no attribute 'patient_id'; known are sex, age60, age_over60, age4, age5, view"),
     ({"split": "random"}, "split is 'random', but nih can be split by: published or patient"),
     ({"options": {"uncertain": "ones"}}, "nih has no option 'uncertain'; it has none"),
     ({"kind": "multiclass"}, "the task 'no_finding' has its kind, binary; leave out kind"),
     ({"modality": "xray"}, "modality is 'xray', but must be one of chest_film"),
+    ({"size": -4}, "size is -4, but must be 1 to 8192 pixels"),
+    ({"channels": 2}, "channels is 2, but must be 1 or 3"),
     ({"resize": "squash"}, "resize is 'squash', but must be one of crop, pad, stretch"),
     ({"fractions": (1, 1, 1)}, "must be three shares"),
     ({"missing": "guess"}, "missing is 'guess', but must be one of own_group, drop, error"),

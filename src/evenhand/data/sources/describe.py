@@ -60,6 +60,23 @@ def describe_source(name: str, width: int = 100) -> str:
     return "\n".join(parts) + "\n"
 
 
+def list_text(infos: Sequence[Info], width: int = 100) -> str:
+    """All data sets, a name and a few lines each, those of the user's own last; what a set says in full is `describe_source`.
+
+    Args:
+        infos: what is said about each.
+        width: most characters a line.
+    """
+    margin = max(len(info.name) for info in infos) + 2
+    parts = []
+    for info in sorted(infos, key=lambda info: info.own):
+        facts = "your own data" if info.own else f"{info.modality}; verified: {'yes' if info.verified else 'no'}; licence: {info.licence}"
+        parts += _wrapped(info.title, width, f"{info.name:<{margin}}", " " * margin)
+        parts += _wrapped(facts, width, " " * margin, " " * margin)
+    parts.append(f"{'csv':<{margin}}Your own table and folder of images")
+    return "\n".join(parts) + "\n"
+
+
 def checked(info: Info) -> str:
     """Whether the layout was seen on real data, in words."""
     if info.own:
