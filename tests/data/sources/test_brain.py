@@ -89,7 +89,7 @@ def test_adni_groups_ages_and_scans(miniature: Make) -> None:
     assert frame["sex"].isna().sum() == 1
     assert frame["age"].tolist() == [str(age) for age in range(54, 81, 3)]
     assert frame["age5_adni"].tolist() == ["54 and under", *["55 to 65"] * 3, *["66 to 75"] * 4, "76 to 85"]
-    assert frame["age75"].tolist() == ["75 and under"] * 8 + ["over 75"]
+    assert frame["age_over75"].tolist() == ["75 and under"] * 8 + ["over 75"]
     assert "I118003.nii#axis=2&slice=middle&scale=percentile&orient=ras" in frame["image"].iloc[1], "its number lacks the I"
     assert set(read("adni", raw, "impaired").frame["impaired"]) == {"0", "1"}
     assert len(read("adni", raw).frame) == 12

@@ -34,9 +34,9 @@ def test_unknown_is_missing_and_the_provider_splits(name: str, miniature: Callab
     second, third, fifth = (frame.loc[f"data_{number:0{digits}d}"] for number in (2, 3, 5))
     assert pd.isna(second.ethnicity)
     assert second.sex == "female"
-    assert second.race_white == "white"
+    assert second.race_white == "White"
     assert (third.age, third.age60, third.age_over60) == ("60", "60 and over", "60 and under")
-    assert (third.race, third.marital) == ("asian", "widowed")
+    assert (third.race, third.marital) == ("Asian", "widowed")
     assert pd.isna(fifth.language)
     assert (fifth.split, frame.loc[f"data_{6:0{digits}d}", "split"], second.split) == ("test", "test", "train")
     assert frame["split"].value_counts().to_dict() == {"train": 16, "test": 8, "val": 4 - (name == NAMES[2])}
@@ -50,6 +50,20 @@ def test_without_the_summary_table_the_files_are_read(miniature: Callable[..., P
     kept = [name for name in with_table if name not in ("md", "age")]
     pd.testing.assert_frame_equal(without[kept].astype(str), with_table[kept].astype(str))
     assert without["md"].notna().all()
+
+
+def test_words_that_are_not_known_are_said_and_the_others_spelled_as_elsewhere(miniature: Callable[..., Path]) -> None:
+    root = miniature("harvard_gf3300")
+    table = pd.read_csv(root / "data_summary.csv")
+    table.loc[0, "language"], table.loc[1, "maritalstatus"] = "klingon", "Married/Civil Union"
+    table.to_csv(root / "data_summary.csv", index=False)
+    result = found("harvard_gf3300", root)
+    assert [note for note in result.notes if note.startswith("language")] == [
+        "language: 1 values are none that the provider describes ('klingon' 1) and count as missing",
+    ]
+    assert result.frame.loc[1, "marital"] == "married or partnered"
+    assert set(result.frame["ethnicity"].dropna()) == {"Hispanic or Latino", "not Hispanic or Latino"}
+    assert set(result.frame["race_white"].dropna()) == {"White", "Other"}
 
 
 def test_volumes_thickness_and_pictures(miniature: Callable[..., Path]) -> None:
@@ -102,6 +116,6 @@ def test_progression_is_labelled_in_half_of_gdp(miniature: Callable[..., Path], 
     result = found("harvard_gdp", root, "progression")
     assert result.counts == {"images": 24, "patients": 24, "with progression": 12}
     assert len(result.frame) == 12
-    assert result.frame.loc[2, ["progression_md", "progression_vfi", "progression_md_fast", "race"]].tolist() == ["1", "0", "1", "asian"]
-    assert "race: 1 values are none of asian, black, white and count as missing" in result.notes
+    assert result.frame.loc[2, ["progression_md", "progression_vfi", "progression_md_fast", "race"]].tolist() == ["1", "0", "1", "Asian"]
+    assert "race: 1 values are none of Asian, Black, White and count as missing" in result.notes
     assert len(story("harvard_gdp", root)) == 24

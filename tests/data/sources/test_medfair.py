@@ -48,12 +48,14 @@ def test_papila_chexpert_and_oct_are_told_apart(miniature: Callable[..., Path], 
     papila = found("medfair", tmp_path / "papila")
     assert (papila.modality, len(papila.frame)) == ("fundus", 29)
     assert papila.frame["image"][0] == "images/RET000OD.jpg"
+    (tmp_path / "papila" / "images").rename(tmp_path / "papila" / "FundusImages")
+    assert found("medfair", tmp_path / "papila").frame["image"][0] == "FundusImages/RET000OD.jpg", "as PAPILA unpacks"
     assert papila.left_out is not None
     assert papila.left_out["reason"].tolist() == ["suspicious, neither healthy nor glaucoma"]
     write(tmp_path / "cxp", kind="CXP")
     films = found("medfair", tmp_path / "cxp")
     assert (films.modality, len(films.frame)) == ("chest_film", 30)
-    assert films.frame.loc[1, ["patient_id", "label", "race_white"]].tolist() == ["patient00000", "1", "white"]
+    assert films.frame.loc[1, ["patient_id", "label", "race_white"]].tolist() == ["patient00000", "1", "White"]
     assert films.frame["label"].tolist()[:6] == ["0", "1", "1", "0", "0", "0"]
     write(tmp_path / "oct", kind="OCT")
     volumes = found("medfair", tmp_path / "oct", view="max")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evenhand.data.datasets import MODALITIES
@@ -12,6 +13,7 @@ from evenhand.data.images import RESIZES
 from evenhand.data.sources.base import Info
 from evenhand.data.sources.prepare import make_choice
 from evenhand.data.sources.registry import all_sources, find_source, list_sources, source_names
+from evenhand.data.sources.values import AGES, with_ages
 from evenhand.data.table import KINDS, MISSING_POLICIES
 from evenhand.errors import InputError
 
@@ -81,3 +83,17 @@ def test_every_source_has_a_miniature_and_is_told_to_its_end(name: str) -> None:
     assert (folder / "miniatures" / f"{name}.py").is_file()
     tests = "\n".join(path.read_text() for path in folder.glob("test_*.py") if path.name != Path(__file__).name)
     assert f'"{name}"' in tests
+
+
+@pytest.mark.parametrize("name", [name for name, info in SOURCES.items() if any(item.name == "age60" for item in info.attributes)])
+def test_ages_are_cut_alike_in_every_set(name: str) -> None:
+    texts = {item.name: item.text for item in SOURCES[name].attributes}
+    assert {item.name: texts[item.name] for item in AGES} == {item.name: item.text for item in AGES}
+    assert all(re.match(r"age(_over)?\d|age$|age_binary|age_multi", word) for word in texts if word.startswith("age"))
+
+
+def test_ages_of_60_fall_where_the_names_say() -> None:
+    frame = with_ages(pd.DataFrame({"age": pd.array(["59", "60", "60.9", "61", None], dtype="string")}))
+    assert frame["age60"].tolist()[:4] == ["under 60", *["60 and over"] * 3]
+    assert frame["age_over60"].tolist()[:4] == [*["60 and under"] * 3, "over 60"]
+    assert frame.iloc[4].isna().all()

@@ -94,7 +94,7 @@ def bin_ages(ages: pd.Series, edges: Sequence[float]) -> pd.Series:
     return pd.Series(np.asarray(names, object)[codes], index=ages.index, dtype="string").mask(years.isna())
 
 
-def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = tuple(item.name for item in AGES)) -> pd.DataFrame:
+def with_ages(frame: pd.DataFrame, schemes: Sequence[str] = (OVER_60, *AGE_EDGES)) -> pd.DataFrame:
     """The frame with a column for each age scheme of `AGES`, made from its column ``age``."""
     ages = frame["age"]
     return frame.assign(**{name: over(ages, 60) if name == OVER_60 else bin_ages(ages, AGE_EDGES[name]) for name in schemes})

@@ -7,18 +7,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Found, Option
+from evenhand.data.sources.public._race import white_or_other
 from evenhand.data.sources.values import clean_age, clean_sex, with_ages
 
 SEX = Attribute("sex", "female, male")
-OVER60 = Attribute("age_over60", "60 and under; over 60 (MEDFAIR's notebooks put 60 with the younger)")
-AGES = (
-    Attribute("age60", "under 60; 60 and over"),
-    OVER60,
-    Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-    Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over (MEDFAIR)"),
-)
-RACES = {"0": "asian", "1": "black", "2": "white", "asian": "asian", "black": "black", "white": "white",
-         "black or african american": "black", "white or caucasian": "white"}
+RACES = {"0": "Asian", "1": "Black", "2": "White", "asian": "Asian", "black": "Black", "white": "White",
+         "black or african american": "Black", "white or caucasian": "White"}
 VIEW = Option(
     "view", ("middle", "max", "mean"),
     "the picture of a volume: its middle B-scan, or the maximum or mean over all B-scans; the same rule for every patient",
@@ -47,7 +41,7 @@ def plain_numbers(values: pd.Series) -> pd.Series:
 
 
 def people(sex: pd.Series, age: pd.Series, notes: list[str], names: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Columns ``sex``, ``age`` and the age schemes, ``age_over60`` among them.
+    """Columns ``sex``, ``age`` and the age schemes.
 
     Args:
         sex: as the provider writes it.
@@ -56,29 +50,17 @@ def people(sex: pd.Series, age: pd.Series, notes: list[str], names: Mapping[str,
         names: the provider's words for sex -> ``female``, ``male``; None: the usual ones.
     """
     frame = pd.DataFrame({"sex": clean_sex(sex, notes, dict(names) if names else None), "age": clean_age(age, notes)}, index=sex.index)
-    return with_ages(frame).assign(age_over60=over(frame["age"], 60))
-
-
-def over(ages: pd.Series, edge: float) -> pd.Series:
-    """``60 and under`` and ``over 60``, missing where the age is.
-
-    Example:
-        >>> over(pd.Series(["60", "60.5", None]), 60).tolist()
-        ['60 and under', 'over 60', <NA>]
-    """
-    years = pd.to_numeric(ages, errors="coerce").astype("Float64")
-    return years.gt(edge).map({True: f"over {edge:g}", False: f"{edge:g} and under"}, na_action="ignore").astype("string")
+    return with_ages(frame)
 
 
 def known_races(values: pd.Series, notes: list[str]) -> pd.DataFrame:
-    """Columns ``race`` (asian, black, white) and ``race_white`` (white, other); anything else is missing and said."""
+    """Columns ``race`` (Asian, Black, White) and ``race_white`` (White, Other); anything else is missing and said."""
     words = values.astype("string").str.strip().str.lower()
     race = words.map(RACES).astype("string")
     odd = int((race.isna() & words.notna() & ~words.isin(["", "-1", "unknown"])).sum())
     if odd:
-        notes.append(f"race: {odd} values are none of asian, black, white and count as missing")
-    white = race.eq("white").map({True: "white", False: "other"}, na_action="ignore").astype("string")
-    return pd.DataFrame({"race": race, "race_white": white}, index=values.index)
+        notes.append(f"race: {odd} values are none of Asian, Black, White and count as missing")
+    return pd.DataFrame({"race": race, "race_white": white_or_other(race)}, index=values.index)
 
 
 def leave_out_each(found: Found, reasons: Mapping[str, Sequence[bool]]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Found
-from evenhand.data.sources.public._eyes import AGES, SEX, known_races, people
+from evenhand.data.sources.public._eyes import SEX, known_races, people
 from evenhand.data.sources.raw import RawFolder, recode
+from evenhand.data.sources.values import AGES
 from evenhand.errors import InputError
 
 LAB = "https://github.com/Harvard-Ophthalmology-AI-Lab"
@@ -20,9 +21,9 @@ LICENCE = "CC BY-NC-ND 4.0; non-commercial research only, not for clinical decis
 ATTRIBUTES = (
     SEX,
     *AGES,
-    Attribute("race", "asian, black, white"),
-    Attribute("race_white", "white; other"),
-    Attribute("ethnicity", "non-hispanic, hispanic"),
+    Attribute("race", "Asian, Black, White"),
+    Attribute("race_white", "White, Other"),
+    Attribute("ethnicity", "Hispanic or Latino; not Hispanic or Latino"),
     Attribute("language", "english, spanish, other (preferred language)"),
     Attribute("marital", "married or partnered, single, divorced, widowed, legally separated"),
 )
@@ -32,14 +33,19 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Our column -> the names it goes by in the summary table and in the files."""
 _SEX = {"0": "female", "1": "male", "female": "female", "male": "male"}
-_ETHNICITY = {"0": "non-hispanic", "1": "hispanic", "non-hispanic": "non-hispanic", "hispanic": "hispanic"}
+_ETHNICITY = {
+    **dict.fromkeys(("0", "non-hispanic", "not hispanic", "not hispanic or latino"), "not Hispanic or Latino"),
+    **dict.fromkeys(("1", "hispanic", "hispanic or latino"), "Hispanic or Latino"),
+}
 _LANGUAGE = {"0": "english", "1": "spanish", "2": "other", "english": "english", "spanish": "spanish", "other": "other", "others": "other"}
 _MARITAL = {
     "0": "married or partnered", "1": "single", "2": "divorced", "3": "widowed", "4": "legally separated",
-    "married": "married or partnered", "married or partnered": "married or partnered", "marriage or partnered": "married or partnered",
+    **dict.fromkeys(("married", "married or partnered", "marriage or partnered", "married/civil union", "life partner",
+                     "married/civil union, life partner"), "married or partnered"),
     "single": "single", "divorced": "divorced", "widowed": "widowed", "legally separated": "legally separated",
     "leg-sep": "legally separated",
 }
+_WORDS = {"ethnicity": _ETHNICITY, "language": _LANGUAGE, "marital": _MARITAL}
 _YES = {"yes": "1", "no": "0", "1": "1", "0": "0", "glaucoma": "1", "non-glaucoma": "0"}
 _PARTS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test", "testing": "test"}
 _FOLDERS = {"train": "Training", "val": "Validation", "test": "Test"}
@@ -90,10 +96,19 @@ def attributes(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return pd.concat([
         people(known["sex"], known["age"], notes, _SEX), known_races(known["race"], notes),
         pd.DataFrame({
-            "ethnicity": recode(known["ethnicity"], _ETHNICITY), "language": recode(known["language"], _LANGUAGE),
-            "marital": recode(known["marital"], _MARITAL), "md": table["md"],
+            **{name: _known(known[name], words, name, notes) for name, words in _WORDS.items()}, "md": table["md"],
         }),
     ], axis=1)
+
+
+def _known(values: pd.Series, words: Mapping[str, str], name: str, notes: list[str]) -> pd.Series:
+    """The provider's words in our spelling; other ones are missing and said."""
+    groups = recode(values, words)
+    odd = values[groups.isna() & values.notna()]
+    if len(odd):
+        shown = ", ".join(f"'{word}' {count}" for word, count in odd.value_counts().head(5).items())
+        notes.append(f"{name}: {len(odd)} values are none that the provider describes ({shown}) and count as missing")
+    return groups
 
 
 def yes_no(values: pd.Series) -> pd.Series:

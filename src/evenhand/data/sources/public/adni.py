@@ -11,7 +11,7 @@ import pandas as pd
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.public._brain import PLANE, PLANES, VIEW, picture
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, over, with_ages
 from evenhand.errors import InputError
 
 COLUMNS = ("Image Data ID", "Subject", "Group", "Sex", "Age")
@@ -40,13 +40,11 @@ INFO = Info(
     ),
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age75", "75 and under; over 75 (MEDFAIR)"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        Attribute("age_over75", "75 and under; over 75 (MEDFAIR)"),
+        *AGES,
         Attribute("age5_adni", "54 and under; 55 to 65; 66 to 75; 76 to 85; over 85 (MEDFAIR)"),
     ),
-    default_attributes=("sex", "age75"),
+    default_attributes=("sex", "age_over75"),
     split="none is published; split by patient",
     options=(
         Option("table", (), "file name of the collection's table; default: the one .csv file of the raw folder that is such a table"),
@@ -95,7 +93,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "impaired": group.map({"AD": "1", "MCI": "1", "CN": "0"}).astype("string"),
         "sex": clean_sex(table["Sex"], found.notes),
         "age": age,
-        "age75": (years > 75).map({True: "over 75", False: "75 and under"}, na_action="ignore").astype("string"),
+        "age_over75": over(age, 75),
         "age5_adni": _bins(years),
         "visit": table["Visit"],
         "description": table["Description"],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, people, plain_numbers
+from evenhand.data.sources.public._eyes import SEX, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder, recode
+from evenhand.data.sources.values import AGES
 
 TABLES = ("labels_brset.csv", "labels.csv")
 DISEASES = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, leave_out_each, people
+from evenhand.data.sources.public._chexpert_labels import DNE, versus_name
+from evenhand.data.sources.public._eyes import SEX, leave_out_each, people
 from evenhand.data.sources.public._given import located, patients_in
+from evenhand.data.sources.public._race import race_groups, white_or_other
 from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.values import AGES
 from evenhand.errors import InputError
 
-FINDINGS = {"pleural_effusion": "Pleural Effusion", "pneumonia": "Pneumonia", "lung_lesion": "Lung Lesion", "edema": "Edema"}
 UNCERTAIN_IS_ONE = ("Edema",)
 TABLES = ("meta_data/{}.csv", "{}.csv")
 PREFIXES = ("data/", "", "data/CheXpert-v1.0-small/", "CheXpert-v1.0-small/", "../data/", "../")
@@ -27,10 +29,15 @@ INFO = Info(
     ),
     documentation=(_REPOSITORY,),
     tasks=tuple(
-        Task(name, (finding,), f"1: {finding}, 0: No Finding; films with both or neither are left out (the authors, --disease)")
-        for name, finding in FINDINGS.items()
+        Task(versus_name(finding), (finding,),
+             f"1: {finding}, 0: No Finding; films with both or neither are left out (the authors, --disease)")
+        for finding in DNE
     ),
-    attributes=(SEX, *AGES, Attribute("race_white", "white (Race contains 'White'); other"), Attribute("race", "as in the table")),
+    attributes=(
+        SEX, *AGES, Attribute("race_white", "White, Other (the authors count unknown race as not White, here it is missing)"),
+        Attribute("race", "White, Black, Asian, Native American, Pacific Islander, Hispanic, Other, by the beginning of Race; unknown and "
+                  "refused are missing"),
+    ),
     default_attributes=("sex", "age_over60", "race_white"),
     split="valid.csv is the test split, as the authors use it; val is drawn by patient from train.csv, which the authors do without",
     splits=("published", "patient"),
@@ -56,7 +63,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     needed = ("Path", "Sex", "Age", "No Finding", *choice.task.labels)
     parts = {"rest": "train", "test": "valid"}
     table = pd.concat([
-        raw.table(*(pattern.format(file) for pattern in TABLES), columns=needed, optional=("Race", *FINDINGS.values())).assign(part=part)
+        raw.table(*(pattern.format(file) for pattern in TABLES), columns=needed, optional=("Race", *DNE)).assign(part=part)
         for part, file in parts.items()
     ], ignore_index=True)
     found = Found(pd.DataFrame())
@@ -66,13 +73,13 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     patient = patients_in(paths)
     if patient.isna().any():
         raise InputError(f"{int(patient.isna().sum())} paths name no patient as 'patient00001'. Are these the authors' tables?")
-    race = table["Race"].astype("string").str.strip()
+    race = race_groups(table["Race"])
     found.frame = pd.DataFrame({
         "image": located(raw, paths, PREFIXES),
         "patient_id": patient,
         finding: ill.map({True: "1", False: "0"}),
         **people(table["Sex"], table["Age"], found.notes),
-        "race_white": race.str.contains("White").map({True: "white", False: "other"}, na_action="ignore"),
+        "race_white": white_or_other(race),
         "race": race,
     })
     if choice.split == "published":

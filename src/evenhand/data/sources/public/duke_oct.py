@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
-from evenhand.data.sources.public._eyes import AGES, VIEW, over, view_keys
+from evenhand.data.sources.public._eyes import VIEW, view_keys
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, with_ages
+from evenhand.data.sources.values import AGES, clean_age, over, with_ages
 from evenhand.errors import InputError
 
 _NAME = re.compile(r"_(AMD|Control)_Subject_(\d+)$")
@@ -75,7 +75,6 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "patient_id": [f"{group}-{number}" for _, group, number in volumes],
         "amd": groups.map({"AMD": "1", "Control": "0"}),
         "age": ages,
-        "age_over60": over(ages, 60),
         "age_over70": over(ages, 70),
     }))
     found.counts = {"images": len(volumes), "patients": len(volumes), **{name: int(groups.eq(name).sum()) for name in ("AMD", "Control")}}

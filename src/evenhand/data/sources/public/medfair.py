@@ -7,16 +7,17 @@ from typing import NamedTuple
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, VIEW, people, plain_numbers
+from evenhand.data.sources.public._eyes import SEX, VIEW, people, plain_numbers
 from evenhand.data.sources.public._given import column, located, patients_in, with_views
 from evenhand.data.sources.raw import RawFolder, recode
 from evenhand.data.sources.safe_pickle import open_pickled
+from evenhand.data.sources.values import AGES
 from evenhand.errors import ImageError, InputError
 
 PARTS = ("train", "val", "test")
 TABLES = ("split/new_{}.csv", "new_{}.csv", "split/{}.csv", "{}.csv")
 PICKLES = ("pkls/{}_images.pkl", "pkls/{}.pkl", "pickles/{}_images.pkl", "{}_images.pkl")
-PREFIXES = ("", "images/", "data/")
+PREFIXES = ("", "images/", "data/", "FundusImages/")
 
 
 class _Set(NamedTuple):
@@ -49,7 +50,7 @@ INFO = Info(
         "split/new_train.csv, split/new_val.csv, split/new_test.csv: Path; binaryLabel, binary_label, No Finding, Diagnosis or label;\n"
         "    Sex, Age_binary, Age_multi, Age_multi4, Race, skin_binary, skin_type; the provider's columns\n"
         "pkls/train_images.pkl, pkls/val_images.pkl, pkls/test_images.pkl: a list of arrays, row by row as the tables; or the files that\n"
-        "    Path names (pictures, or NumPy volumes), under the folder or its images/"
+        "    Path names (pictures, or NumPy volumes), under the folder or its images/, data/ or FundusImages/"
     ),
     documentation=("https://github.com/ys-zong/MEDFAIR", "https://github.com/ys-zong/MEDFAIR/blob/main/docs/quickstart.md"),
     tasks=(Task("label", ("label",), "1 where the set's label column is above 0, as MEDFAIR's loaders take it; 0 else"),),
@@ -59,7 +60,7 @@ INFO = Info(
         Attribute("age_multi", "0 to 4 as in Age_multi: under 20, 20 to 39, 40 to 59, 60 to 79, 80 and over (ADNI: other edges)"),
         Attribute("age_multi4", "0 to 3 as in Age_multi4"),
         *AGES,
-        Attribute("race_white", "white; other (Race)"),
+        Attribute("race_white", "White, Other (Race; unknown race may be among the others: MEDFAIR's tables do not tell)"),
         Attribute("skin_tone", "light: Fitzpatrick I to III (skin_binary 0); dark: IV to VI (1)"),
         Attribute("fitzpatrick", "1 to 6 (skin_type 0 to 5)"),
     ),
@@ -106,7 +107,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "age_binary": plain_numbers(column(table, "Age_binary")).map({"0": "younger", "1": "older"}),
         "age_multi": plain_numbers(column(table, "Age_multi")),
         "age_multi4": plain_numbers(column(table, "Age_multi4")),
-        "race_white": recode(column(table, "Race", "race"), {"white": "white", "non-white": "other"}),
+        "race_white": recode(column(table, "Race", "race"), {"white": "White", "non-white": "Other"}),
         "skin_tone": plain_numbers(column(table, "skin_binary")).map({"0": "light", "1": "dark"}),
         "fitzpatrick": (pd.to_numeric(column(table, "skin_type"), errors="coerce").astype("Int64") + 1).astype("string"),
     })

@@ -11,7 +11,7 @@ import pandas as pd
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._brain import PLANE, PLANES, VIEW, picture
 from evenhand.data.sources.raw import RawFolder
-from evenhand.data.sources.values import clean_age, clean_sex, with_ages
+from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 from evenhand.errors import InputError
 
 _PAPER = "Marcus et al., J Cogn Neurosci 19(9), 2007"
@@ -36,9 +36,7 @@ INFO = Info(
     ),
     attributes=(
         Attribute("sex", "female, male"),
-        Attribute("age60", "under 60; 60 and over"),
-        Attribute("age4", "under 40; 40 to 59; 60 to 79; 80 and over"),
-        Attribute("age5", "under 20; 20 to 39; 40 to 59; 60 to 79; 80 and over"),
+        *AGES,
         Attribute("ses", "socioeconomic status by Hollingshead, 1 (highest) to 5"),
         Attribute("education", "1 less than high school, 2 high school, 3 some college, 4 college, 5 beyond college"),
     ),

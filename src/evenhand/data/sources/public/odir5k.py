@@ -7,8 +7,9 @@ import re
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, leave_out_each, people, plain_numbers
+from evenhand.data.sources.public._eyes import SEX, leave_out_each, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
+from evenhand.data.sources.values import AGES
 
 CODES = ("N", "D", "G", "C", "A", "H", "M", "O")
 TABLES = (

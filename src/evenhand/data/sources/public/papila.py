@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
-from evenhand.data.sources.public._eyes import AGES, SEX, people, plain_numbers
+from evenhand.data.sources.public._eyes import SEX, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.sheet import sheet_rows
+from evenhand.data.sources.values import AGES
 from evenhand.errors import InputError, nearest
 
 CLASSES = {"0": "healthy", "1": "glaucoma", "2": "suspicious"}
