@@ -152,3 +152,21 @@ def test_a_cache_is_built_of_references(tmp_path: Path) -> None:
     assert files_key(rows[:2]) != key
     os.utime(tmp_path / "stack.npy", ns=(0, 0))
     assert files_key(rows) != key
+
+
+def test_the_key_sees_a_file_that_is_written_over_in_a_folder_and_the_values_of_a_header(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    names = [f"{tmp_path}/series/#axis=0&slice={k}" for k in range(3)]
+    slices = [tmp_path / "series" / f"{k}.dcm" for k in range(3)]
+    for file in slices:
+        file.write_bytes(b"first")
+    before, folder = files_key(names), os.stat(tmp_path / "series")
+    assert files_key(names) == before
+    slices[1].write_bytes(b"second")
+    assert os.stat(tmp_path / "series").st_mtime_ns == folder.st_mtime_ns  # a folder's time says nothing of its files
+    assert files_key(names) != before
+    for suffix in ("hdr", "img"):
+        (tmp_path / f"a.{suffix}").write_bytes(b"first")
+    before = files_key([f"{tmp_path}/a.hdr#axis=0&slice=1"])
+    (tmp_path / "a.img").write_bytes(b"second")
+    assert files_key([f"{tmp_path}/a.hdr#axis=0&slice=1"]) != before

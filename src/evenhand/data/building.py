@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,29 @@ def files_key(names: Sequence[str]) -> str:
 
 
 def _state(file: str) -> str:
+    """Size and time of change; of a folder's files all, because its own time does not tell when one is written over."""
     try:
         stat = os.stat(file)
+        if not S_ISDIR(stat.st_mode):
+            pair = _other_half(file)
+            return f"{stat.st_size} {stat.st_mtime_ns}" + (f" {_state(pair)}" if pair else "")
+        digest = hashlib.sha256()
+        for entry in sorted(os.scandir(file), key=lambda entry: entry.name):
+            if entry.is_file():
+                stat = entry.stat()
+                digest.update(f"{entry.name}\0{stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
     except OSError:
         return "missing"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _other_half(file: str) -> str | None:
+    """The values of an Analyze header."""
+    for header, values in ((".hdr", ".img"), (".HDR", ".IMG")):
+        for packed in ("", ".gz"):
+            if file.endswith(header + packed):
+                return file.removesuffix(header + packed) + values + packed
+    return None
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -47,3 +47,23 @@ def test_what_is_no_workbook_is_refused_through_the_raw_folder(tmp_path: Path) -
         RawFolder(tmp_path).table("demo.xlsx", columns=("a",))
     write_sheet(tmp_path / "demo.xlsx", [["PATIENT", "RACE"], ["p1", "NA"]])
     assert RawFolder(tmp_path).table("demo.xlsx", columns=("PATIENT",))["RACE"].isna().all()
+
+
+def test_a_workbook_that_unpacks_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sheet(tmp_path / "a.xlsx", [["x"], ["y" * 5000]])
+    monkeypatch.setattr("evenhand.data.sources.sheet._MOST_BYTES", 4000)
+    with pytest.raises(InputError, match=r"unpacks to 5,\d+ bytes, and at most 4,000 are read; save its first sheet as CSV"):
+        RawFolder(tmp_path).table("a.xlsx", columns=("x",))
+
+
+def test_an_encrypted_workbook_is_refused(tmp_path: Path) -> None:
+    write_sheet(tmp_path / "a.xlsx", [["x"]])
+    data = bytearray((tmp_path / "a.xlsx").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(mark)
+        while at >= 0:
+            data[at + place] |= 1
+            at = data.find(mark, at + 4)
+    (tmp_path / "a.xlsx").write_bytes(data)
+    with pytest.raises(InputError, match=r"cannot be read as a table"):
+        RawFolder(tmp_path).table("a.xlsx", columns=("x",))

@@ -36,7 +36,7 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
     """
     if not len(found.frame):
         raise InputError(f"{raw.root} gives no rows for this task; the reasons: {_reasons(found)}")
-    files = [file_behind(name) for name in image_keys(found.frame)]
+    files = [_file(raw, name) for name in image_keys(found.frame)]
     there = _listing(raw, files)
     absent = np.fromiter((name not in there and not (raw.root / name).exists() for name in files), bool, len(files))
     if absent.any():
@@ -45,12 +45,18 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
             raise error
     spare = there - set(files)
     if found.left_out is not None and "image" in found.left_out:
-        spare -= {file_behind(name) for name in image_keys(found.left_out)}
+        spare -= {_file(raw, name) for name in image_keys(found.left_out)}
     if spare:
         folders = ", ".join(f"{folder or 'the raw folder itself'} {count:,}" for folder, count in _folders(spare).most_common(5))
         found.notes.append(f"{len(spare):,} image files are in no row of the set's tables and were left aside ({folders})")
     if absent.any():
         found.leave_out(absent, ABSENT)
+
+
+def _file(raw: RawFolder, name: str) -> str:
+    """The file behind an image cell; the cell itself where a file has the whole of it as its name."""
+    file = file_behind(name)
+    return name if file != name and (raw.root / name).is_file() else file
 
 
 def _listing(raw: RawFolder, files: Iterable[str]) -> set[str]:

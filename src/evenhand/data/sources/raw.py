@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +77,7 @@ class RawFolder:
         path = self.file(*names)
         try:
             frame = _read(path, separator, encoding)
-        except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserError) as error:
+        except (ValueError, OSError, EOFError, RuntimeError, zlib.error, pd.errors.ParserError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise InputError(f"{path} cannot be read as a table ({reason}); download it again") from error
         frame = frame.rename(columns=lambda name: str(name).strip())
@@ -103,10 +103,13 @@ class RawFolder:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def walk(self, folder: str = ".", suffixes: Sequence[str] = IMAGES) -> list[str]:
-        """Sorted POSIX paths, relative to the root, of the files under a folder whose names end so (case does not matter)."""
+        """Sorted POSIX paths, relative to the root, of the files under a folder whose names end so (case does not matter).
+
+        Links to folders are followed, unless they lead back to where the walk has come from.
+        """
         found = []
         ends = tuple(suffixes)
-        for place, folders, files in os.walk(self.root / folder, onerror=_refuse):
+        for place, folders, files in walk_links(self.root / folder):
             folders[:] = [name for name in folders if name != "__MACOSX"]
             base = os.path.relpath(place, self.root).replace(os.sep, "/")
             prefix = "" if base == "." else base + "/"
@@ -142,6 +145,29 @@ class RawFolder:
             return f"it also holds archives that are not unpacked ({', '.join(packed[:5])}): unpack them in place"
         close = nearest(Path(names[0]).name, [path.name for path in inside], otherwise="")
         return close or "the layout that is read is listed below"
+
+
+def walk_links(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, also into folders that are links; but not into those that hold, or are, a folder that the walk is in.
+
+    Raises:
+        InputError: a folder may not be read.
+    """
+    # place -> real paths of the folders from which links were followed, and of the place itself
+    been = {os.fspath(top): (os.path.realpath(top),)}
+    for place, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
+        chain = been.pop(place)
+        for name in list(folders):
+            path = os.path.join(place, name)
+            if not os.path.islink(path):
+                been[path] = (*chain[:-1], os.path.join(chain[-1], name))
+                continue
+            real = os.path.realpath(path)
+            if any(os.path.join(former, "").startswith(os.path.join(real, "")) for former in chain):
+                folders.remove(name)
+            else:
+                been[path] = (*chain, real)
+        yield place, folders, files
 
 
 def _refuse(error: OSError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ import pandas as pd
 
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
+_MOST_BYTES = 1 << 28
 _LETTERS = re.compile(r"[A-Z]+")
 
 
@@ -39,20 +41,28 @@ def sheet_rows(path: str | Path) -> list[dict[int, str | None]]:
     try:
         with zipfile.ZipFile(path) as book:
             strings = _strings(book)
-            with book.open(_first_sheet(book)) as stream:
+            with _part(book, _first_sheet(book)) as stream:
                 rows = [row for row in _rows(stream, strings) if row]
-    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError, IndexError) as error:
+    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError, IndexError, RuntimeError, zlib.error) as error:
         raise ValueError("not an .xlsx workbook, or damaged; an old .xls must be saved as .xlsx") from error
     if not rows:
         raise ValueError("the first sheet is empty")
     return rows
 
 
+def _part(book: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A file of the archive; a small archive may claim to hold more than the memory does."""
+    size = book.getinfo(name).file_size  # no more than this is unpacked
+    if size > _MOST_BYTES:
+        raise ValueError(f"the workbook unpacks to {size:,} bytes, and at most {_MOST_BYTES:,} are read; save its first sheet as CSV")
+    return book.open(name)
+
+
 def _strings(book: zipfile.ZipFile) -> list[str]:
     """The texts that cells refer to by number; a workbook may have none."""
     if "xl/sharedStrings.xml" not in book.namelist():
         return []
-    with book.open("xl/sharedStrings.xml") as stream:
+    with _part(book, "xl/sharedStrings.xml") as stream:
         return [_text(item) for item in ElementTree.parse(stream).getroot().iter(f"{_MAIN}si")]
 
 
@@ -63,11 +73,11 @@ def _text(item: ElementTree.Element) -> str:
 
 
 def _first_sheet(book: zipfile.ZipFile) -> str:
-    with book.open("xl/workbook.xml") as stream:
+    with _part(book, "xl/workbook.xml") as stream:
         sheet = next(iter(ElementTree.parse(stream).getroot().iter(f"{_MAIN}sheet")), None)
     if sheet is None:
         raise KeyError("no sheet")
-    with book.open("xl/_rels/workbook.xml.rels") as stream:
+    with _part(book, "xl/_rels/workbook.xml.rels") as stream:
         targets = {item.get("Id"): item.get("Target", "") for item in ElementTree.parse(stream).getroot()}
     target = targets[sheet.get(_RELATION)]
     return target.lstrip("/") if target.startswith("/") else f"xl/{target}"

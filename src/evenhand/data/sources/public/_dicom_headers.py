@@ -15,6 +15,7 @@ import pandas as pd
 from evenhand.data.decoding import Chunk, chunks, run_chunks
 from evenhand.data.dicom import quiet
 from evenhand.data.images import is_dicom
+from evenhand.data.sources.raw import walk_links
 
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "PatientID", "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate",
@@ -132,7 +133,7 @@ def read_headers(root: str, workers: int | None = None) -> tuple[list[Header], i
 
 def _candidates(root: str) -> list[str]:
     found = []
-    for place, folders, files in os.walk(root):
+    for place, folders, files in walk_links(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         base = os.path.relpath(place, root).replace(os.sep, "/")
         prefix = "" if base == "." else base + "/"
