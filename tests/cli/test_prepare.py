@@ -93,6 +93,10 @@ def test_a_set_is_described_in_plain_text(capsys: pytest.CaptureFixture[str], mo
     (["nih", "raw", "out", "--option", "uncertain"], "option is 'uncertain', but must be NAME=VALUE"),
     (["nih", "raw", "out", "--option", "a=b", "--option", "a=c"], "option a is given twice"),
     (["chexprt", "raw", "out", "--images", "c"], "source 'chexprt' is not known; did you mean 'chexpert'?"),
+    (["MIMIC-CXR", "raw", "out"], "source 'MIMIC-CXR' is not known; did you mean 'mimic_cxr'?"),
+    (["ISIC", "raw", "out"], "source 'ISIC' is not known; known are isic2017, isic2018, isic2019, isic2020"),
+    (["HAM", "raw", "out"], "source 'HAM' is not known; did you mean 'ham10000'?"),
+    (["zzz", "raw", "out"], "source 'zzz' is not known; known sources are: csv, adni, brset"),
     (["nih", "raw", "out", "--images", "c"], "--images is of the source csv"),
 ])
 def test_what_was_typed_is_checked_first(words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

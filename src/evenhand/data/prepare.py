@@ -262,7 +262,7 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_told(part).replace(' ', '')}" for name, part in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_told, value)) or "none"
+        return ", ".join(map(_told, value[:4])) + (f", … ({len(value)} in all)" if len(value) > 4 else "") or "none"
     return "not given" if value is None else str(value)
 
 

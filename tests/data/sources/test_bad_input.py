@@ -118,10 +118,38 @@ def test_changed_column_names_are_met_with_the_nearest_one(raw: Path, tmp_path: 
     table.write_text(text.replace("Image Index", "Image_Index").replace("Patient Age", "Age of Patient"))
     error = refusal(raw, tmp_path / "out")
     assert "'Image Index' is absent, did you mean 'Image_Index'?" in error.summary
-    assert "'Patient Age' is absent, " in error.summary
+    assert "'Patient Age' is absent" in error.summary
     assert "Is it the file of this data set?" in error.summary
     table.write_text(text)
     assert len(works(raw, tmp_path / "out")) == 24
+
+
+def test_columns_of_other_names_are_listed_once(miniature: Callable[..., Path], tmp_path: Path) -> None:
+    films = miniature("chexpert", patients=12)
+    table = films / "train.csv"
+    table.write_text(table.read_text().replace("Sex", "Gender", 1).replace("Frontal/Lateral", "View", 1))
+    with pytest.raises(InputError) as caught:
+        prepare_source("chexpert", films, tmp_path / "out")
+    assert "'Sex' is absent; 'Frontal/Lateral' is absent; the columns that are not known: Gender, View." in caught.value.summary
+    assert str(table) in caught.value.summary
+
+
+def test_a_file_of_the_download_is_absent(raw: Path, tmp_path: Path) -> None:
+    (raw / TABLE).rename(raw / "Data_Entry_2017_v2020 (1).csv")
+    assert "the nearest name there is 'Data_Entry_2017_v2020 (1).csv'" in refusal(raw, tmp_path / "out").summary
+    (raw / "Data_Entry_2017_v2020 (1).csv").unlink()
+    (raw / TABLE).mkdir()
+    assert f"'{TABLE}' is a folder there: unpack the download again" in refusal(raw, tmp_path / "out").summary
+    folder = RawFolder(raw, "layout")
+    with pytest.raises(InputError, match=r"has no file 'a.csv', also not in the folders named below; it holds "):
+        folder.file("a.csv", "b/a.csv", "c/a.csv", "d/a.csv")
+
+
+def test_an_own_set_without_attributes_is_told_which_there_are(miniature: Callable[..., Path], tmp_path: Path) -> None:
+    data = prepare_source("image_folder", miniature("image_folder"), tmp_path / "out", size=8, workers=1)
+    note = next(note for note in data.description["notes"] if note.startswith("no attribute was chosen"))
+    assert "--attributes sex" in note
+    assert "File" not in note
 
 
 def test_images_without_rows_are_counted(raw: Path, tmp_path: Path) -> None:
@@ -225,7 +253,7 @@ def test_tables_that_are_no_tables(raw: Path, tmp_path: Path) -> None:
     for content, reason in (
         (b"", "No columns to parse"), (b"PK\x03\x04" + bytes(range(256)), "cannot be read as a table"),
         (b"\xff\xfe\x00a", "cannot be read as a table"),
-        (whole[:40], "is absent"), (whole.splitlines()[0], "gives no rows for this task; the reasons: its tables are empty"),
+        (whole[:40], "is absent"), (whole.splitlines()[0], "gives no rows for this task; its tables are empty: download them again"),
     ):
         table.write_bytes(content)
         assert reason in refusal(raw, tmp_path / "out").summary
@@ -241,8 +269,8 @@ def test_another_configuration_in_the_same_folder_is_refused(raw: Path, tmp_path
         works(raw, out, split="patient")
     with pytest.raises(InputError, match=r"of another configuration \(attributes: sex, age60 there, view here\); choose"):
         works(raw, out, attributes=["view"])
+    columns = ("Image Index", "Patient ID", "split")
     with pytest.raises(InputError, match=r"of another configuration \(data set: nih there, csv here\); choose"):
-        columns = ("Image Index", "Patient ID", "split")
         prepare_csv(raw / TABLE, out, images=raw / "images", columns=columns, labels=["Follow-up #"], kind="multiclass")
     table = raw / TABLE
     kept = table.read_text()

@@ -35,7 +35,7 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
         ImageError: images are absent: all are listed, with the folders that they are absent from and the archives that lie there.
     """
     if not len(found.frame):
-        raise InputError(f"{raw.root} gives no rows for this task; the reasons: {_reasons(found)}")
+        raise InputError(f"{raw.root} gives no rows for this task; {_reasons(found)}")
     files = [_file(raw, name) for name in image_keys(found.frame)]
     there = _listing(raw, files)
     absent = np.fromiter((name not in there and not (raw.root / name).exists() for name in files), bool, len(files))
@@ -100,6 +100,8 @@ def _empty_folders(raw: RawFolder, gone: Iterable[str]) -> list[str]:
     known: dict[str, str] = {}
     for name in gone:
         parent = os.path.dirname(name)
+        if "*" in parent:  # a source may not know in which of several folders a file should be
+            continue
         if parent not in known:
             known[parent] = next((str(place) for place in _upward(parent) if not (raw.root / place).exists()), "")
         if known[parent]:
@@ -127,5 +129,5 @@ def _archives(raw: RawFolder, files: set[str]) -> list[str]:
 
 def _reasons(found: Found) -> str:
     if found.left_out is None or not len(found.left_out):
-        return "its tables are empty"
-    return "; ".join(f"{reason}: {count:,}" for reason, count in found.left_out["reason"].value_counts().items())
+        return "its tables are empty: download them again"
+    return "the reasons: " + "; ".join(f"{reason}: {count:,}" for reason, count in found.left_out["reason"].value_counts().items())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+import evenhand
 from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
 from evenhand.data.prepare import REST, Origin, Settings, make_spec, prepare_frame
@@ -104,6 +108,13 @@ def prepare_source(
     )
     settings.check()
     folder = RawFolder(raw, info.layout)
+    call = _call(source, folder, choice, settings, {
+        "labels": chosen, "attributes": attributes, "kind": kind, "modality": modality, "missing": missing, "bins": bins,
+        "max_groups": max_groups,
+    })
+    finished = _finished(Path(out), call)
+    if finished is not None:
+        return finished
     log.info("looking through %s as %s", raw, info.title)
     found: Found = source.read(folder, choice)
     _check_place(folder.root, Path(out))
@@ -114,16 +125,41 @@ def prepare_source(
     _check_attributes(info, found.frame, named)
     if attributes is None:
         named = _with_values(found.frame, named, notes)
+        notes += _without_attributes(info, found.frame, named, chosen)
     _check_splits(found.frame)
     told = _kind(found.frame, choice.task, chosen, kind)
     spec = make_spec(found.frame, chosen, named, bins or {}, told, missing or info.missing, max_groups)
     choices = {"name": info.name, "task": choice.task.name, "split": choice.split, "options": dict(choice.options)}
     origin = Origin(
         folder.root, {"kind": "public", **choices, "version": info.version, "verified": info.verified, "raw": str(raw),
-                      "counts": found.counts},
+                      "counts": found.counts, **({"call": call} if call else {})},
         choices={"source": choices}, left_out=_left_out(found, notes), notes=notes,
     )
     return prepare_frame(found.frame, spec, Path(out), origin, replace(settings, modality=modality or found.modality or info.modality))
+
+
+def _call(source: Any, raw: RawFolder, choice: Choice, settings: Settings, more: Mapping[str, Any]) -> str | None:
+    """What is asked for of which files, as a hash; None for sources that do not tell the state of their files.
+
+    A source that takes long to read tells it by ``state(raw, choice)``, from names, sizes and times of change.
+    """
+    state = source.state(raw, choice) if hasattr(source, "state") else None
+    if state is None:
+        return None
+    how = {name: value for name, value in asdict(settings).items() if name not in ("workers", "progress", "shared")}
+    asked = {"state": state, "task": choice.task.name, "split": choice.split, "options": dict(choice.options), **how, **more}
+    return hashlib.sha256(f"{evenhand.__version__} {json.dumps(asked, sort_keys=True, default=list)}".encode()).hexdigest()
+
+
+def _finished(out: Path, call: str | None) -> PreparedData | None:
+    """The data set, where this very call has finished it: nothing of the source needs to be read again."""
+    if call is None or not (out / "dataset.yaml").is_file():
+        return None
+    data = PreparedData.open(out)
+    if data.description["source"].get("call") != call:
+        return None
+    log.info("%s is finished already, and is left as it is", out)
+    return data
 
 
 def make_choice(info: Info, task: str | None, split: str | None, options: Mapping[str, str]) -> Choice:
@@ -211,6 +247,24 @@ def _with_values(frame: pd.DataFrame, names: Sequence[str], notes: list[str]) ->
     empty = [name for name in names if any(missing_rows(frame, part).all() for part in name.split("*"))]
     notes += [f"attribute '{name}' has no value in this download and was left out" for name in empty]
     return [name for name in names if name not in empty]
+
+
+def _without_attributes(info: Info, frame: pd.DataFrame, named: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """What to do where no attribute was chosen and the set has no usual one: nothing could be compared by group."""
+    if named:
+        return []
+    own = [item.name for item in info.attributes] or [str(name) for name in frame.columns]
+    there = [name for name in own if name in frame and name not in NOT_ATTRIBUTES and _may_be_groups(frame, name, labels)]
+    advice = f"name some: --attributes {','.join(there[:3])} (there are {', '.join(there[:12])})" if there else "this download has none"
+    return [f"no attribute was chosen, so no groups can be compared; {advice}"]
+
+
+def _may_be_groups(frame: pd.DataFrame, name: str, labels: Sequence[str]) -> bool:
+    """Whether a column has few enough values for groups, and is no label in other words."""
+    n_values = frame[name].mask(missing_rows(frame, name)).nunique()
+    pairs = {label: len(frame[[label, name]].dropna().drop_duplicates()) for label in labels}
+    same = any(pairs[label] == frame[label].nunique() == n_values for label in labels)
+    return 1 < n_values <= max(10, len(frame) // 4) and not same
 
 
 def _check_splits(frame: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import pandas as pd
 
 from evenhand.data.sources.sheet import read_sheet
 from evenhand.data.table import MISSING_WORDS
-from evenhand.errors import InputError, nearest
+from evenhand.errors import InputError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".gz")
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".npy", ".npz")
@@ -83,10 +84,7 @@ class RawFolder:
         frame = frame.rename(columns=lambda name: str(name).strip())
         absent = [name for name in columns if name not in frame]
         if absent:
-            known = [str(name) for name in frame.columns]
-            otherwise = "the columns are " + ", ".join(known[:30])
-            words = "; ".join(f"'{name}' is absent, {nearest(name, known, otherwise=otherwise)}" for name in absent)
-            raise InputError(f"{path.name} has other columns than this release of the set: {words}. Is it the file of this data set?")
+            raise InputError(_other_columns(path, absent, [str(name) for name in frame.columns if name not in (*columns, *optional)]))
         return frame.assign(**{name: pd.Series(pd.NA, index=frame.index, dtype="string") for name in optional if name not in frame})
 
     def lines(self, *names: str) -> list[str]:
@@ -126,9 +124,11 @@ class RawFolder:
         return found
 
     def _absent(self, what: str, names: Sequence[str]) -> InputError:
-        wanted = " or ".join(f"'{name}'" for name in names)
-        advice = self._advice(names)
-        return InputError(f"{self.root} has no {what} {wanted}; {advice}", self.layout.splitlines())
+        # places are many for some sets; the layout in the details has them all
+        short = names if len(names) < 4 else tuple(dict.fromkeys(name.rpartition("/")[2] for name in names))
+        wanted = " or ".join(f"'{name}'" for name in short)
+        where = "" if short == tuple(names) or self.layout == "" else ", also not in the folders named below"
+        return InputError(f"{self.root} has no {what} {wanted}{where}; {self._advice(names)}", self.layout.splitlines())
 
     def _advice(self, names: Sequence[str]) -> str:
         for parent in (self.root.parent, self.root.parent.parent):
@@ -143,8 +143,13 @@ class RawFolder:
         packed = [path.name for path in inside if path.name.lower().endswith(ARCHIVES)]
         if packed:
             return f"it also holds archives that are not unpacked ({', '.join(packed[:5])}): unpack them in place"
-        close = nearest(Path(names[0]).name, [path.name for path in inside], otherwise="")
-        return close or "the layout that is read is listed below"
+        wrong = [name for name in names if (self.root / name).exists()]
+        if wrong:
+            return f"'{wrong[0]}' is a {'folder' if (self.root / wrong[0]).is_dir() else 'file'} there: unpack the download again"
+        near = difflib.get_close_matches(Path(names[0]).name, [path.name for path in inside], n=1)
+        holds = f"the nearest name there is '{near[0]}'" if near else f"it holds {', '.join(path.name for path in inside[:5])}"
+        more = f", … ({len(inside):,} in all)" if not near and len(inside) > 5 else ""
+        return f"{holds}{more}; download what is missing, or compare with what is read"
 
 
 def walk_links(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -154,7 +159,7 @@ def walk_links(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
         InputError: a folder may not be read.
     """
     # place -> real paths of the folders from which links were followed, and of the place itself
-    been = {os.fspath(top): (os.path.realpath(top),)}
+    been: dict[str, tuple[str, ...]] = {os.fspath(top): (os.path.realpath(top),)}
     for place, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
         chain = been.pop(place)
         for name in list(folders):
@@ -168,6 +173,18 @@ def walk_links(top: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
             else:
                 been[path] = (*chain, real)
         yield place, folders, files
+
+
+def _other_columns(path: Path, absent: Sequence[str], spare: Sequence[str]) -> str:
+    """What is said of a table without some columns: the nearest of those that are not known, and all of these once."""
+    near = {name: difflib.get_close_matches(name, spare, n=1) for name in absent}
+    words = "; ".join(f"'{name}' is absent" + (f", did you mean '{found[0]}'?" if found else "") for name, found in near.items())
+    some = ", ".join(name[:60] for name in spare[:12]) + (f", … ({len(spare):,} in all)" if len(spare) > 12 else "")
+    others = "" if all(near.values()) else f"; the columns that are not known: {some or 'none'}"
+    return (
+        f"{path} has other columns than this release of the set: {words}{others}. Is it the file of this data set? "
+        "If its provider has renamed a column, name it as before in a copy of the file"
+    )
 
 
 def _refuse(error: OSError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -48,9 +49,17 @@ def find_source(name: str) -> Any:
         return import_module(f"{FOLDER}.{name}")
     others = {alias: known for known, info in all_sources().items() for alias in info.aliases}
     if name not in others:
-        known = sorted(["csv", *source_names(), *others])
-        raise InputError(f"source '{name}' is not known; {nearest(name, known, otherwise='known sources are: ' + ', '.join(known))}")
+        raise InputError(f"source '{name}' is not known; {_nearest_source(name, sorted(['csv', *source_names(), *others]))}")
     return import_module(f"{FOLDER}.{others[name]}")
+
+
+def _nearest_source(name: str, known: Sequence[str]) -> str:
+    """As `nearest`, for names as providers write them (MIMIC-CXR), and for the beginnings of several (ISIC)."""
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    within = [source for source in known if plain and plain in source]
+    if plain not in known and len(within) > 1:
+        return f"known are {', '.join(within)}"
+    return nearest(within[0] if within else plain, known, otherwise=f"known sources are: {', '.join(['csv', *source_names()])}")
 
 
 def _own_source(path: Path) -> Any:
