@@ -44,7 +44,7 @@ def test_one_row_a_patient(miniature: Make) -> None:
     assert people.loc["Normal normal002", ["sex", "age"]].isna().all(), "no row"
     assert "1 patients have a folder and no row in Clinical-data.csv: their sex and age are missing" in found.notes
     assert "1 rows of Clinical-data.csv have no folder and are left out" in found.notes
-    assert found.counts == {"patients": 9, "COVID-19": 3, "CAP": 3, "Normal": 3}
+    assert found.counts == {"patients": 9, "COVID-19": 3, "CAP": 3, "Normal": 3, "women": 4, "men": 3}
 
 
 def test_slices_are_in_the_body_s_order_and_in_one_window(miniature: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def test_from_raw_to_a_trained_probe(miniature: Miniature, story: Callable[..., 
     told = "\n".join(data.description["notes"])
     assert "images: 32 here, the provider says 10,015" in told
     assert "lesions: 24 here, the provider says 7,470" in told
+    assert re.search(r"mel: \d+ here, the provider says 1,113", told), "counts of the diagnoses tell a wrong coding"
+    assert sum(source.COUNTS.values()) == 10015
 
 
 def test_a_lesion_is_the_unit_and_what_is_unknown_is_missing(miniature: Miniature) -> None:

@@ -13,7 +13,7 @@ from evenhand.data.images import RESIZES
 from evenhand.data.sources.base import Info
 from evenhand.data.sources.prepare import make_choice
 from evenhand.data.sources.registry import all_sources, find_source, list_sources, source_names
-from evenhand.data.sources.values import AGES, with_ages
+from evenhand.data.sources.values import AGES, clean_age, with_ages
 from evenhand.data.table import KINDS, MISSING_POLICIES
 from evenhand.errors import InputError
 
@@ -90,6 +90,12 @@ def test_ages_are_cut_alike_in_every_set(name: str) -> None:
     texts = {item.name: item.text for item in SOURCES[name].attributes}
     assert {item.name: texts[item.name] for item in AGES} == {item.name: item.text for item in AGES}
     assert all(re.match(r"age(_over)?\d|age$|age_binary|age_multi", word) for word in texts if word.startswith("age"))
+
+
+def test_months_weeks_and_days_are_whole_years_as_in_nih_s_first_release() -> None:
+    notes: list[str] = []
+    assert clean_age(pd.Series(["006M", "012M", "025M", "052W", "400D", "003D", "M"]), notes).tolist()[:6] == ["0", "1", "2", "0", "1", "0"]
+    assert notes == ["age: 1 values are not ages in years and count as missing", "age: 3 rows have age 0 and are kept"]
 
 
 def test_ages_of_60_fall_where_the_names_say() -> None:

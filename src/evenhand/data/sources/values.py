@@ -14,6 +14,9 @@ from evenhand.data.sources.raw import recode
 
 SEX = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 _YEARS = re.compile(r"^\s*0*(\d+(?:\.\d+)?)\s*(?:y|yr|yrs|year|years)?\s*$", re.IGNORECASE)
+_SHORT = re.compile(r"^\s*(?P<count>\d{1,3})(?P<unit>[MWD])\s*$")
+_A_YEAR = {"M": 12.0, "W": 365.25 / 7, "D": 365.25}
+"""How many of DICOM's months, weeks and days make a year."""
 OLDEST = 120
 AGE_EDGES: dict[str, tuple[float, ...]] = {
     "age60": (60,),
@@ -52,17 +55,19 @@ def clean_sex(values: pd.Series, notes: list[str], names: dict[str, str] | None 
 def clean_age(values: pd.Series, notes: list[str], *, zero_is_unknown: bool = False) -> pd.Series:
     """Ages in years as text, missing where there is none; 0 and over 100 are said, over 120 (and 0, if told so) are missing.
 
-    ``058Y``, ``58 years`` and ``58.0`` are read as 58.
+    ``058Y``, ``58 years`` and ``58.0`` are read as 58; DICOM's months, weeks and days (``018M``) as whole years.
 
     Example:
         >>> notes = []
-        >>> clean_age(pd.Series(["058Y", "0", "101", "411", "?"]), notes).tolist()
-        ['58', '0', '101', <NA>, <NA>]
+        >>> clean_age(pd.Series(["058Y", "018M", "0", "101", "411", "?"]), notes).tolist()
+        ['58', '1', '0', '101', <NA>, <NA>]
         >>> len(notes)
         4
     """
     text = values.astype("string")
     years = pd.to_numeric(text.str.extract(_YEARS, expand=False), errors="coerce").astype("Float64")
+    short = text.str.extract(_SHORT)
+    years = years.fillna(pd.to_numeric(short["count"], errors="coerce").astype("Float64") // short["unit"].map(_A_YEAR).astype("Float64"))
     unread = int((years.isna() & text.notna() & (text.str.strip() != "")).sum())
     zero, old, impossible = years.eq(0).fillna(False), years.gt(100).fillna(False), years.gt(OLDEST).fillna(False)
     if unread:

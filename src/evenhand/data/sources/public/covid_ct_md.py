@@ -48,7 +48,7 @@ INFO = Info(
     split="none is published; split by patient",
     expected=(
         Expected("patients", 305, _README), Expected("COVID-19", 169, _README), Expected("CAP", 60, _README),
-        Expected("Normal", 76, _README),
+        Expected("Normal", 76, _README), Expected("women", 122, _README), Expected("men", 183, _README),
     ),
     options=(
         Option("view", ("middle", "mean", "max", "slices"), "what of a volume: its middle slice (default), the mean or the maximum along "
@@ -87,6 +87,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "slices": patients["slices"],
     }))
     found.counts = {"patients": len(frame), **{name: int(frame["diagnosis"].eq(name).sum()) for name in FOLDERS}}
+    found.counts |= {word: int(frame["sex"].eq(sex).sum()) for word, sex in (("women", "female"), ("men", "male"))}
     cuts = pd.Series([_cuts(int(count), choice.options["view"]) for count in patients["slices"]], index=frame.index)
     found.frame = frame.assign(image=patients["folder"], cut=cuts).explode("cut", ignore_index=True)
     found.frame["image"] += "/#axis=0&" + found.frame["cut"].fillna("slice=middle") + f"&window={WINDOW}"

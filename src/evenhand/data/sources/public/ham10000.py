@@ -10,6 +10,7 @@ from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import AGES
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 CANCER = ("mel", "bcc", "akiec")
 MEDFAIR = ("mel", "akiec")
 METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata")
@@ -38,7 +39,10 @@ INFO = Info(
     attributes=(SEX, *AGES),
     default_attributes=("sex", "age60"),
     split="none is published; drawn by lesion (MEDFAIR draws 8:1:1 by lesion, too)",
-    expected=(Expected("images", 10015, _PAPER), Expected("lesions", 7470, _PAPER)),
+    expected=(
+        Expected("images", 10015, _PAPER), Expected("lesions", 7470, _PAPER),
+        *(Expected(name, count, _PAPER) for name, count in COUNTS.items()),
+    ),
     licence="CC BY-NC 4.0 (Dataverse, ISIC archive); one redistributor says CC BY-NC-SA 4.0",
     link="https://doi.org/10.7910/DVN/DBW86T",
     citation=f"{_PAPER}, doi:10.1038/sdata.2018.161",
@@ -82,4 +86,5 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "source": table["dataset"],
     })
     found.counts = {"images": len(table), "lesions": int(table["lesion_id"].nunique())}
+    found.counts |= {name: int(dx.eq(name).sum()) for name in CLASSES}
     return found

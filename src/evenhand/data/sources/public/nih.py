@@ -52,7 +52,8 @@ INFO = Info(
     citation=f"{_PAPER}, doi:10.1109/CVPR.2017.369",
     channels=1,
     traps=(
-        "ages up to 411 stand in the first release: over 120 is missing",
+        "ages up to 411 stand in the first release: over 120 is missing; ages in months or days (006M, 012D) are read as "
+        "whole years (not confirmed: that the first release has such)",
         "a few images are stored with colour or alpha channels: read as grey",
         "labels are mined from reports by the provider's text tool, not read from the images",
         "unlike CheXpert's labels they know no uncertainty and no denial: a finding that is not named is 0",
