@@ -371,7 +371,7 @@ def _numpy_array(stream: BinaryIO) -> npt.NDArray[Any]:
     if dtype.hasobject:
         raise ImageError("the array holds Python objects, which are not loaded: they could run code")
     stream.seek(0)
-    return cast(npt.NDArray[Any], np.lib.format.read_array(stream, allow_pickle=False))
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _numpy_stream(stream: BinaryIO) -> BinaryIO:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +180,32 @@ def test_the_window_of_the_command_line_is_in_the_table(miniature: Callable[...,
     with pytest.raises(ImageError, match="images are missing or cannot be read") as error:
         prepare_source("dicom_folder", root, tmp_path / "other", labels=["effusion"], dicom_window="1")
     assert "window 1 is asked for, but the DICOM header has 1 window" in error.value.details[0]
+
+
+def test_a_finished_set_is_told_from_names_sizes_and_times(
+    miniature: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, out = miniature("dicom_folder"), tmp_path / "out"
+    prepare = partial(prepare_source, "dicom_folder", raw, out, labels=["effusion"], attributes=["sex"], size=16, workers=1)
+    first = prepare()
+    headers = _dicom_headers.read_headers
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("headers are read again")
+
+    monkeypatch.setattr("evenhand.data.sources.public.dicom_folder.read_headers", refuse)
+    assert prepare().fingerprint == first.fingerprint
+    with pytest.raises(AssertionError, match="read again"):
+        prepare(seed=1)
+    for changed in (raw / "labels.csv", next(raw.rglob("*.dcm"))):
+        times = changed.stat()
+        os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000_000))
+        with pytest.raises(AssertionError, match="read again"):
+            prepare()
+        os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.setattr("evenhand.data.sources.public.dicom_folder.read_headers", headers)
+    os.utime(raw / "labels.csv")
+    assert prepare().fingerprint == first.fingerprint
 
 
 def test_labels_must_be_named(miniature: Callable[..., Path], tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from evenhand.data.decoding import Chunk, chunks, run_chunks
-from evenhand.data.dicom import quiet
+from evenhand.data.dicom import BROKEN, quiet
 from evenhand.data.images import is_dicom
 from evenhand.data.sources.raw import walk_links
+from evenhand.errors import ImageError
 
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "PatientID", "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate",
@@ -111,7 +112,7 @@ def read_headers(root: str, workers: int | None = None) -> tuple[list[Header], i
     Returns:
         Headers; how many DICOM files hold no image; paths that are named as DICOM and are none that can be read.
     """
-    names = _candidates(root)
+    names = candidates(root)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if len(names) >= ALONE_BELOW else 1
@@ -131,7 +132,8 @@ def read_headers(root: str, workers: int | None = None) -> tuple[list[Header], i
     return found, others, odd
 
 
-def _candidates(root: str) -> list[str]:
+def candidates(root: str) -> list[str]:
+    """Sorted paths, relative to a folder, of the files below it that may be DICOM."""
     found = []
     for place, folders, files in walk_links(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
@@ -150,6 +152,7 @@ def _read_chunk(task: tuple[str, Chunk]) -> tuple[int, list[Header | str | None]
 
 def _read(root: str, name: str) -> Header | str | None:
     from pydicom import dcmread
+    from pydicom.errors import BytesLengthException
 
     named = name.lower().endswith((".dcm", ".dicom", ".dic"))
     try:
@@ -158,7 +161,7 @@ def _read(root: str, name: str) -> Header | str | None:
                 return name if named else ""
             stream.seek(0)
             return _header(name, dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS)))
-    except Exception:  # the library raises many classes on damaged headers
+    except (ImageError, BytesLengthException, *BROKEN):
         return name
 
 

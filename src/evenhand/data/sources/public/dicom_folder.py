@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.building import files_key
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
-from evenhand.data.sources.public._dicom_headers import as_frame, hashed, read_headers
+from evenhand.data.sources.public._dicom_headers import as_frame, candidates, hashed, read_headers
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import AGES, SEX, clean_age, clean_sex, with_ages
 from evenhand.data.table import read_table
@@ -130,6 +131,15 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     return found
 
 
+def state(raw: RawFolder, choice: Choice) -> str | None:
+    """A text that changes with the names, sizes and times of all files that may be read; None where there is no table."""
+    try:
+        files = [*(str(raw.root / name) for name in candidates(str(raw.root))), str(_table_file(raw, choice.options["table"]))]
+    except InputError:  # said by `read`
+        return None
+    return files_key(files)
+
+
 def _header_notes(frame: pd.DataFrame, others: int, odd: list[str]) -> list[str]:
     n = len(frame)
     notes = []
@@ -169,18 +179,21 @@ def _recipe(modalities: pd.Series, notes: list[str]) -> str | None:
 
 def _table(raw: RawFolder, given: str) -> tuple[pd.DataFrame, str]:
     """The user's table, and its name."""
+    path = _table_file(raw, given)
+    return read_table(path).rename(columns=lambda name: str(name).strip()).reset_index(drop=True), path.name
+
+
+def _table_file(raw: RawFolder, given: str) -> Path:
     if given:
         places = [place for place in (Path(given), raw.root / given) if place.is_file()]
         if not places:
             raise InputError(f"option table is '{given}', but there is no such file; give the path of your table of labels")
-        path = places[0]
-    else:
-        beside = sorted(path for path in raw.root.iterdir() if path.name.lower().endswith(_TABLES) and not path.name.startswith("."))
-        if len(beside) != 1:
-            what = f"holds {len(beside)} tables ({', '.join(path.name for path in beside[:5])})" if beside else "holds no table of labels"
-            raise InputError(f"{raw.root} {what}; say which it is with --option table=FILE", INFO.layout.splitlines())
-        path = beside[0]
-    return read_table(path).rename(columns=lambda name: str(name).strip()).reset_index(drop=True), path.name
+        return places[0]
+    beside = sorted(path for path in raw.root.iterdir() if path.name.lower().endswith(_TABLES) and not path.name.startswith("."))
+    if len(beside) != 1:
+        what = f"holds {len(beside)} tables ({', '.join(path.name for path in beside[:5])})" if beside else "holds no table of labels"
+        raise InputError(f"{raw.root} {what}; say which it is with --option table=FILE", INFO.layout.splitlines())
+    return beside[0]
 
 
 def _plain(name: str) -> str:
