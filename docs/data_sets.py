@@ -32,6 +32,7 @@ def _section(info: Info) -> Iterator[str]:
     channels = {None: "as many channels as they have", 1: "1 channel", 3: "3 channels"}[info.channels]
     yield f"{'Any modality' if info.own else info.modality}, stored as {info.size} x {info.size} pixels ({info.resize}), {channels}."
     if not info.own:
+        yield f"The augmentation that fits: `data.augment={info.modality}`."
         yield f"Licence: {_links(info.licence)}. Get it: {_links(info.link)}. Cite: {info.citation}."
     if info.aliases:
         yield f"Also called {', '.join(f'`{name}`' for name in info.aliases)}."

@@ -11,6 +11,7 @@ import pytest
 from evenhand.data.datasets import MODALITIES
 from evenhand.data.images import RESIZES
 from evenhand.data.sources.base import Info
+from evenhand.data.sources.describe import describe_source
 from evenhand.data.sources.prepare import make_choice
 from evenhand.data.sources.registry import all_sources, find_source, list_sources, source_names
 from evenhand.data.sources.values import AGES, clean_age, with_ages
@@ -103,3 +104,9 @@ def test_ages_of_60_fall_where_the_names_say() -> None:
     assert frame["age60"].tolist()[:4] == ["under 60", *["60 and over"] * 3]
     assert frame["age_over60"].tolist()[:4] == [*["60 and under"] * 3, "over 60"]
     assert frame.iloc[4].isna().all()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_described_names_the_augmentation_that_fits(name: str) -> None:
+    line = f"Augment  evenhand train ... data.augment={SOURCES[name].modality} "
+    assert (line in describe_source(name)) == (not SOURCES[name].own)

@@ -31,6 +31,7 @@ def describe_source(name: str, width: int = 100) -> str:
         _line("Release", info.version, width),
         _line("Layout", checked(info), width),
         _line("Stored", f"{info.modality}, {info.size} x {info.size} pixels ({info.resize}), {channels}", width),
+        *([] if info.own else [_line("Augment", f"evenhand train ... data.augment={info.modality} is the recipe that fits", width)]),
         _line("Command", f"evenhand prepare {info.name} RAW_FOLDER OUT", width),
         *([_line("Also as", ", ".join(info.aliases), width)] if info.aliases else []),
         "",
