@@ -10,6 +10,7 @@ import pandas as pd
 from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
 from evenhand.data.prepare import Origin, Settings, make_spec, prepare_frame
+from evenhand.data.references import is_there
 from evenhand.data.table import Kind, nearest, read_table
 from evenhand.errors import InputError
 
@@ -80,6 +81,7 @@ def prepare_csv(
     _check_options(Path(images), columns)
     settings.check()
     frame, notes = _canonical(read_table(table), columns)
+    frame = _with_slashes(frame, Path(images), notes)
     spec = make_spec(frame, labels, attributes, bins or {}, kind, missing, max_groups)
     source = {"kind": "csv", "table": str(table), "images": str(images)}
     return prepare_frame(frame, spec, Path(out), Origin(Path(images), source, table=Path(table), notes=notes), settings)
@@ -104,3 +106,16 @@ def _canonical(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFram
     if "patient_id" not in frame:
         notes.append("the table has no patient_id column: each image is taken as its own patient")
     return frame, notes
+
+
+def _with_slashes(frame: pd.DataFrame, images: Path, notes: list[str]) -> pd.DataFrame:
+    """Paths of Windows, ``a\\b.png``, as ``a/b.png``; where a file has the backslash in its name it is left."""
+    if "image" not in frame:
+        return frame
+    cells = frame["image"].astype("string")
+    there = [str(cell) for cell in cells[cells.str.contains("\\", regex=False).fillna(False)].unique()]
+    turned = {cell: cell.replace("\\", "/") for cell in there if not is_there(images / cell)}
+    if not turned:
+        return frame
+    notes.append(f"{int(cells.isin(turned).sum()):,} image paths are written with backslashes, as Windows does, and were read with slashes")
+    return frame.assign(image=frame["image"].map(lambda cell: turned.get(cell, cell)))
