@@ -61,7 +61,9 @@ def test_the_same_call_is_a_no_op_and_another_is_refused(cohort: Path) -> None:
     before = (data.root / "dataset.yaml").stat().st_mtime_ns
     assert prepare(cohort).fingerprint == data.fingerprint
     assert (data.root / "dataset.yaml").stat().st_mtime_ns == before
-    for options, words in (({"size": 9}, "other size"), ({"attributes": ["sex"], "bins": {}}, "other spec"), ({"seed": 1}, "other seed")):
+    others = (({"size": 9}, "size: 8 there, 9 here"), ({"attributes": ["sex"], "bins": {}}, "attributes: .* there, sex here"),
+              ({"seed": 1}, "seed: 0 there, 1 here"))
+    for options, words in others:
         with pytest.raises(InputError, match=words):
             prepare(cohort, **options)
 
@@ -74,7 +76,7 @@ def test_splits_are_made_by_patient_and_equal_images_stay_together(cohort: Path)
     split = pd.Series(data.split)
     assert split.groupby(data.patients).nunique().max() == 1
     assert split[0] == split[23]
-    assert any("split by patient with seed 0" in note for note in data.description["notes"])
+    assert any("drawn by patient with seed 0" in note for note in data.description["notes"])
 
 
 def test_equal_images_across_given_splits_are_said(cohort: Path) -> None:
