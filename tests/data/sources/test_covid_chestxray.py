@@ -42,6 +42,10 @@ def test_what_is_left_out_and_why(miniature: Make) -> None:
     assert found.counts == {"rows": 39, "patients": 24}
     assert found.frame.loc[found.frame["patient_id"] == "2", ["sex", "age"]].isna().all(axis=None)
     assert len(read(raw, view="all").frame) == 35
+    assert set(read(raw, view="all").frame["view"]) == {"PA", "AP", "AP supine", "lateral"}
+    table = raw / "metadata.csv"
+    table.write_text(table.read_text().replace("AP Supine", "AP SUPINE", 3))
+    assert set(read(raw).frame["view"]) == {"PA", "AP", "AP supine"}, "spellings that differ in case are one group"
     assert read(raw, modality="ct").frame["view"].tolist() == ["Axial"]
 
 

@@ -39,7 +39,7 @@ def test_from_raw_to_a_trained_probe(raw: Path, story: Callable[..., PreparedDat
     assert data.cache.shape == (1, 32, 32), "the film with an alpha channel is grey too"
     source = data.description["source"]
     assert (source["name"], source["task"], source["split"], source["verified"]) == ("nih", "no_finding", "published", False)
-    assert source["counts"] == {"images": 48, "patients": 24}
+    assert source["counts"] == {"images": 48, "patients": 24, "test images": 12}
 
 
 def test_the_published_test_list_is_the_test_split(raw: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_odd_values_and_lists(raw: Path) -> None:
     assert by_patient.loc["3", ["age", "age60"]].isna().all(), "411 years"
     assert "age: 2 rows have an age over 120 and count as missing" in found.notes
     assert found.frame["split"].value_counts().to_dict() == {"rest": 36, "test": 12}
-    assert found.counts == {"images": 48, "patients": 24}
+    assert found.counts == {"images": 48, "patients": 24, "test images": 12}
     assert "split" not in read(raw, split="patient").frame
 
 

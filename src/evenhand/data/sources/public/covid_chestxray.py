@@ -9,6 +9,11 @@ from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
 
 FRONTAL = ("PA", "AP", "AP SUPINE", "AP ERECT", "AP SEMI ERECT")
+VIEWS = {
+    "PA": "PA", "AP": "AP", "AP SUPINE": "AP supine", "AP ERECT": "AP erect", "AP SEMI ERECT": "AP semi erect", "L": "lateral",
+    "LATERAL": "lateral",
+}
+"""Views in upper case -> one spelling of each."""
 UNDECIDED = ("", "todo", "unknown")
 KINDS = ("COVID-19", "other viral", "bacterial", "fungal")
 _OLD_NAMES = {
@@ -42,7 +47,7 @@ INFO = Info(
     attributes=(
         Attribute("sex", "female, male"),
         *AGES,
-        Attribute("view", "PA, AP, AP Supine, ...; spellings differ in case"),
+        Attribute("view", "PA, AP, AP supine, AP erect, AP semi erect, lateral; one spelling of each, another word as it is written"),
     ),
     default_attributes=("sex", "age60"),
     split="none is published; split by patient",
@@ -80,7 +85,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         **_labels(finding, table["survival"]),
         "sex": clean_sex(table["sex"], found.notes),
         "age": clean_age(table["age"], found.notes),
-        "view": view, "finding": finding, "licence": table["license"].str.strip(), "url": table["url"].str.strip(),
+        "view": view.str.upper().map(VIEWS).astype("string").fillna(view),
+        "finding": finding, "licence": table["license"].str.strip(), "url": table["url"].str.strip(),
     }))
     found.counts = {"rows": len(table), "patients": int(table["patientid"].nunique())}
     _leave_out(found, choice, folder, modality)

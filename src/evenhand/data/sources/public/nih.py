@@ -46,7 +46,10 @@ INFO = Info(
     default_attributes=("sex", "age60"),
     split="the provider's test list is the test split; val is drawn by patient from the train_val list",
     splits=("published", "patient"),
-    expected=(Expected("images", 112120, _README), Expected("patients", 30805, _README)),
+    expected=(
+        Expected("images", 112120, _README), Expected("patients", 30805, _README),
+        Expected("test images", 25596, "lines of test_list.txt; train_val_list.txt has the other 86,524"),
+    ),
     licence="no restriction; the provider asks for the citation and a link (NIH Clinical Center)",
     link="https://nihcc.app.box.com/v/ChestXray-NIHCC",
     citation=f"{_PAPER}, doi:10.1109/CVPR.2017.369",
@@ -83,7 +86,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     }))
     if choice.split == "published":
         found.frame["split"] = _published(raw, names)
-    found.counts = {"images": len(table), "patients": int(table["Patient ID"].nunique())}
+        found.counts = {"test images": int(found.frame["split"].eq("test").sum())}
+    found.counts |= {"images": len(table), "patients": int(table["Patient ID"].nunique())}
     if choice.task.name.endswith(VERSUS):
         name = choice.task.labels[0]
         neither = ~(present[name] | present["No Finding"]).astype(bool)
