@@ -145,6 +145,30 @@ def test_a_file_of_the_download_is_absent(raw: Path, tmp_path: Path) -> None:
         folder.file("a.csv", "b/a.csv", "c/a.csv", "d/a.csv")
 
 
+def test_a_part_of_the_archives_is_named(miniature: Callable[..., Path], tmp_path: Path) -> None:
+    photographs = miniature("ham10000")
+    shutil.rmtree(photographs / "HAM10000_images_part_2")
+    with pytest.raises(ImageError, match=r"these folders are not there at all: HAM10000_images_part_2; unpack their archives") as caught:
+        prepare_source("ham10000", photographs, tmp_path / "out")
+    assert all(line.startswith("HAM10000_images_part_2/ISIC_") for line in caught.value.details)
+
+
+def test_the_lists_of_a_published_split_are_absent(raw: Path, tmp_path: Path) -> None:
+    (raw / "test_list.txt").unlink()
+    summary = refusal(raw, tmp_path / "out").summary
+    assert "has no file 'test_list.txt', of the published split; download it, or use --split patient" in summary
+    assert len(works(raw, tmp_path / "out", split="patient")) == 24
+
+
+def test_a_table_that_may_not_be_read(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(raw / TABLE))
+
+    monkeypatch.setattr(pd, "read_csv", refused)
+    summary = refusal(raw, tmp_path / "out").summary
+    assert summary == f"{raw / TABLE} cannot be read (permission denied); give yourself the right to read it"
+
+
 def test_an_own_set_without_attributes_is_told_which_there_are(miniature: Callable[..., Path], tmp_path: Path) -> None:
     data = prepare_source("image_folder", miniature("image_folder"), tmp_path / "out", size=8, workers=1)
     note = next(note for note in data.description["notes"] if note.startswith("no attribute was chosen"))

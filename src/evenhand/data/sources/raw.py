@@ -78,6 +78,8 @@ class RawFolder:
         path = self.file(*names)
         try:
             frame = _read(path, separator, encoding)
+        except PermissionError as error:
+            raise _no_right(error) from error
         except (ValueError, OSError, EOFError, RuntimeError, zlib.error, pd.errors.ParserError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise InputError(f"{path} cannot be read as a table ({reason}); download it again") from error
@@ -96,6 +98,8 @@ class RawFolder:
         path = self.file(*names)
         try:
             text = path.read_text(encoding="utf-8-sig")
+        except PermissionError as error:
+            raise _no_right(error) from error
         except (ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read as text ({str(error).splitlines()[0]}); download it again") from error
         return [line.strip() for line in text.splitlines() if line.strip()]
@@ -190,7 +194,11 @@ def _other_columns(path: Path, absent: Sequence[str], spare: Sequence[str]) -> s
 def _refuse(error: OSError) -> None:
     """A folder that cannot be listed is an error, and not an empty folder."""
     if not isinstance(error, FileNotFoundError):
-        raise InputError(f"{error.filename} cannot be read ({(error.strerror or str(error)).lower()}); give yourself the right to read it")
+        raise _no_right(error)
+
+
+def _no_right(error: OSError) -> InputError:
+    return InputError(f"{error.filename} cannot be read ({(error.strerror or str(error)).lower()}); give yourself the right to read it")
 
 
 def _read(path: Path, separator: str, encoding: str) -> pd.DataFrame:

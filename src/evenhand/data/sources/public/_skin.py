@@ -56,7 +56,9 @@ def image_paths(raw: RawFolder, names: pd.Series, folders: Sequence[str], ending
     raw.folder(*folders)
     first = next(name for name in folders if (raw.root / name).is_dir())
     files = raw.by_stem(folders, endings)
-    prefix = "" if first == "." else f"{first}/"
+    # of a set in parts (…_part_1, …_part_2), what is not there belongs into the part that is not there
+    part = next((name for name in folders if name[:-1] == first[:-1] and not (raw.root / name).is_dir()), first)
+    prefix = "" if part == "." else f"{part}/"
     return names.map(lambda name: files.get(name, f"{prefix}{name}{endings[0]}")).astype("string")
 
 

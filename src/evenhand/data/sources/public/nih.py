@@ -97,9 +97,14 @@ def read(raw: RawFolder, choice: Choice) -> Found:
 
 def _published(raw: RawFolder, names: pd.Series) -> pd.Series:
     """``test`` for the provider's test list, ``rest`` for the other one: val is drawn from it by patient."""
-    test, rest = (set(raw.lines(name)) for name in ("test_list.txt", "train_val_list.txt"))
+    lists = ("test_list.txt", "train_val_list.txt")
+    absent = [name for name in lists if not raw.has(name)]
+    if absent:
+        names_of = " and ".join(f"'{name}'" for name in absent)
+        raise InputError(f"{raw.root} has no file {names_of}, of the published split; download it, or use --split patient")
+    test, rest = (set(raw.lines(name)) for name in lists)
     split = pd.Series(["test" if name in test else "rest" if name in rest else None for name in names], dtype="string")
     if split.isna().any():
-        absent = int(split.isna().sum())
-        raise InputError(f"{absent} images are in neither of the provider's lists; use --split patient, or download the lists again")
+        n_absent = int(split.isna().sum())
+        raise InputError(f"{n_absent} images are in neither of the provider's lists; use --split patient, or download the lists again")
     return split
