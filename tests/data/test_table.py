@@ -129,7 +129,7 @@ def test_notes_say_what_is_missing_and_small() -> None:
     text = "\n".join(table_notes(table(age=["10", "70", "60", "100"]), SPEC))
     assert "'sex' is missing in 1 of 4 rows" in text
     assert "groups of one patient: f, m" in text
-    assert "1 patients are in more than one group of 'age'" in text
+    assert "1 patient is in more than one group of 'age'" in text
 
 
 def test_drop_keeps_a_reason() -> None:
