@@ -161,8 +161,10 @@ def popcount(values: npt.NDArray[np.uint64]) -> IntArray:
         [0, 3, 64]
     """
     if hasattr(np, "bitwise_count"):
-        return np.asarray(np.bitwise_count(values), dtype=np.int64)
-    return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1).astype(np.int64)
+        counts: IntArray = np.bitwise_count(values).astype(np.int64)
+        return counts
+    counts = np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1).astype(np.int64)
+    return counts
 
 
 def _by_chance(features: ImageFeatures, contents: IntArray, patients: IntArray, seed: int) -> tuple[int, int]:
