@@ -220,5 +220,5 @@ def test_a_public_set_is_described_by_its_source():
     found = source_facts({"kind": "public", "name": "nih", "task": "findings", "split": "published", "counts": {"images": 7}})
     assert found["title"] == "NIH ChestX-ray14"
     assert found["task"]["name"] == "findings"
-    assert {item["what"]: item["found"] for item in found["expected"]} == {"images": 7, "patients": None}
+    assert {item["what"]: item["found"] for item in found["expected"]} == {"images": 7, "patients": None, "test images": None}
     assert source_facts({"kind": "csv", "table": "/some/where/secret/t.csv"}) == {"kind": "csv", "table": "t.csv"}

@@ -41,7 +41,9 @@ def prepare_command(
     missing: Annotated[
         str, typer.Option(help="Rows with a missing attribute: own_group (shown apart; default), drop, error.", show_default=False)
     ] = "",
-    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels; default: 224, or the set's.", show_default=False)] = 0,
+    size: Annotated[
+        Optional[int], typer.Option(help="Side of the stored images, in pixels; default: 224, or the set's.", show_default=False)
+    ] = None,
     resize: Annotated[str, typer.Option(help="crop (short side, then centre; default), pad or stretch.", show_default=False)] = "",
     channels: Annotated[int, typer.Option(help="1 or 3; 0: the set's, or 1 where every image is grey, else 3.")] = 0,
     dicom_window: Annotated[
@@ -57,7 +59,7 @@ def prepare_command(
     patient_column: Annotated[str, _own(help="Column of patient ids; default: patient_id.")] = "",
     split_column: Annotated[str, _own(help="Column of splits (train, val, test); default: split.")] = "",
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave images that cannot be read out (see excluded.csv).")] = False,
-    max_groups: Annotated[int, typer.Option(help="Most groups one attribute may have; default: 50.", show_default=False)] = 0,
+    max_groups: Annotated[Optional[int], typer.Option(help="Most groups one attribute may have; default: 50.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits, where none is published.")] = 0,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0: one a processor core.")] = 0,
     several: Annotated[
@@ -103,7 +105,7 @@ def _prepare_own(table: Path, out: Path, given: dict[str, Any], shared: dict[str
     from evenhand.data.sources.csv import CANONICAL, prepare_csv
 
     columns = [given[name] or usual for name, usual in zip(("image_column", "patient_column", "split_column"), CANONICAL, strict=True)]
-    typed = {name: given[name] for name in SHARED if given[name]}
+    typed = {name: given[name] for name in SHARED if given[name] not in (None, "")}
     return prepare_csv(
         table, out, images=given["images"], labels=split_names(given["label"]), attributes=split_names(given["attributes"]),
         columns=columns, **typed, **shared,
@@ -118,7 +120,7 @@ def _prepare_public(name: str, raw: Path, out: Path, given: dict[str, Any], shar
     _refuse(given, OWN, "is of the source csv; a public data set brings it itself")
     from evenhand.data.sources.prepare import prepare_source
 
-    typed = {name: given[name] for name in ("task", "split", *SHARED) if given[name]}
+    typed = {name: given[name] for name in ("task", "split", *SHARED) if given[name] not in (None, "")}
     lists = {"labels": split_names(given["label"]), "attributes": split_names(given["attributes"])}
     typed |= {name: values for name, values in lists.items() if values}
     return prepare_source(name, raw, out, options=parse_options(given["option"]), **typed, **shared)

@@ -54,7 +54,8 @@ def describe_source(name: str, width: int = 100) -> str:
             parts += _entry(f"{option.name}={values}", option.text, width)
     if info.expected:
         parts += ["", "Counts that are published:"]
-        parts += [f"    {item.what}: {item.count:,} ({item.origin})" for item in info.expected]
+        for item in info.expected:
+            parts += _wrapped(f"{item.what}: {item.count:,} ({item.origin})", width, "    ", "        ")
     parts += _listed("Known oddities, and what is done about them:", info.traps, width)
     parts += _listed("Documentation:", info.documentation, width)
     parts += ["", _line("Licence", info.licence, width), _line("Get it", info.link, width), _line("Cite", info.citation, width)]
