@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from edit_synthetic import interval
-from patch_synthetic import KINDS, METHODS, QUIET, threshold_of
+from patch_synthetic import KINDS, METHODS, QUIET, cuts_of, threshold_of
+from patch_synthetic import figures as group_figures
 from search_setups import Units
 from sklearn.metrics import roc_auc_score
 
@@ -50,18 +51,14 @@ RECIPE = ["trainer.lr=3e-4", "trainer.max_epochs=4", "trainer.warmup_epochs=1", 
 
 
 def figures(table: pd.DataFrame, groups: np.ndarray, threshold: float) -> dict[str, float]:
-    """AUC, equalized odds (at the threshold, and the mean over 17) and each group's AUC; rows without a group are left out of gaps."""
-    y, score = table["y_true"].to_numpy(float), table["y_score"].to_numpy(float)
+    """What `patch_synthetic.figures` says; rows without a group are in the AUC and left out of the rest."""
     known = ~pd.isna(groups)
-    names = sorted({str(name) for name in groups[known]})
-
-    def odds(cut: float) -> float:
-        rates = [[(score[(groups == k) & (y == label)] >= cut).mean() for k in names] for label in (0, 1)]
-        return float(max(np.ptp(rate) for rate in rates))
-
-    found = {"auc": float(roc_auc_score(y, score)), "odds": odds(threshold)}
-    found["mean odds"] = float(np.mean([odds(cut) for cut in np.quantile(score, np.linspace(0.1, 0.9, 17))]))
-    return found | {f"auc {k}": float(roc_auc_score(y[groups == k], score[groups == k])) for k in names}
+    scored = pd.DataFrame({
+        "y": table["y_true"].to_numpy(float), "score": table["y_score"].to_numpy(float), "group": groups,
+        "decision": (table["y_score"] >= threshold).to_numpy(),
+    })
+    found = group_figures(scored[known].astype({"group": str}), cuts_of(scored["score"]))
+    return found | {"auc": float(roc_auc_score(scored["y"], scored["score"])), "positive": float(scored["decision"].mean())}
 
 
 class Study:

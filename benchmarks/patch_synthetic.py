@@ -60,8 +60,8 @@ def prepared(root: Path, seed: int, parts: tuple[int, int, int], *, shortcut: bo
     return root / "data"
 
 
-def figures(predictions: pd.DataFrame) -> dict[str, float]:
-    """AUC, equalized odds (at the threshold, and its mean over 17 thresholds) and each group's AUC of scored test rows."""
+def figures(predictions: pd.DataFrame, cuts: Any = None) -> dict[str, float]:
+    """AUC, equalized odds (at the threshold, and its mean over ``cuts``, else 17 of `cuts_of`) and each group's AUC of scored rows."""
     from sklearn.metrics import roc_auc_score
 
     y, score, decided, group = (predictions[name].to_numpy() for name in ("y", "score", "decision", "group"))
@@ -71,8 +71,13 @@ def figures(predictions: pd.DataFrame) -> dict[str, float]:
         return float(max(np.ptp([positive[(group == k) & (y == label)].mean() for k in names]) for label in (0, 1)))
 
     found = {"auc": float(roc_auc_score(y, score)), "odds": odds(decided), "positive": float(decided.mean())}
-    found["mean odds"] = float(np.mean([odds(score >= cut) for cut in np.quantile(score, np.linspace(0.1, 0.9, 17))]))
+    found["mean odds"] = float(np.mean([odds(score >= cut) for cut in (cuts_of(score) if cuts is None else cuts)]))
     return found | {f"auc {k}": float(roc_auc_score(y[group == k], score[group == k])) for k in names}
+
+
+def cuts_of(score: Any) -> Any:
+    """The 10%, 15%, ..., 90% quantiles of scores."""
+    return np.quantile(score, np.linspace(0.1, 0.9, 17))
 
 
 def read(folder: Path, threshold: float, set_name: str | None = None) -> pd.DataFrame:
