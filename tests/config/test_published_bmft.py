@@ -106,10 +106,21 @@ def test_bmft_as_released_has_its_defects_and_not_its_dead_options() -> None:
     assert (method.bias_mode, method.bias_scores, method.exact, method.hold_norms, method.schedule) == (
         "released", "logit", False, False, "constant",
     )
+    assert method.ratio == composed("python TwoStageFinetune.py", released=True).method.ratio == "released"
     assert (method.momentum, method.weight_decay, method.l1, config.seed) == (0.9, 5e-4, 0.0, 42)
     paper = composed(line)
     assert (paper.method.momentum, paper.method.weight_decay, paper.method.l1, paper.seed) == (0.5, 0.1, 0.3, 7)
     assert [note for note in translate(line).notes if note.startswith("--momentum: the released code does not act on it")]
+
+
+@pytest.mark.parametrize("script", ["main.py", "TwoStageFinetune.py"])
+def test_the_subset_is_the_share_kept_there_and_the_share_left_out_here(script: str) -> None:
+    """Released: rows whose cosine is above the quantile of --subset-ratio are dropped."""
+    assert composed(f"python {script}").method.subset_ratio == 0.0
+    for kept, left_out in ((0.1, 0.9), (0.9, 0.1), (1.0, 0.0), (0.0, 1.0)):
+        assert composed(f"python {script} --subset-ratio {kept}").method.subset_ratio == left_out
+    assert composed(f"python {script} --subset-ratio 0.3", released=True).method.subset_ratio == 0.0
+    assert "here the share left out" in published_tables(BMFT)
 
 
 def test_every_baseline_of_the_script() -> None:

@@ -50,13 +50,14 @@ class PatchMethodConfig(MethodConfig):
     mask_scale: str = opt("weight", "what the mask takes or leaves: single weights, tensors (layer), or blocks of the network",
                           choices=("weight", "layer", "block"))
     ratio: str = opt("safe", "importance for bias over importance for prediction: safe for constant tensors and zeros, or with each "
-                     "tensor's importances scaled to [0, 1] first (published)", choices=("safe", "minmax"))
+                     "tensor's importances scaled to [0, 1] first (minmax: published; released: as in each code, where in "
+                     "BMFT's one constant tensor empties the mask)", choices=("safe", "minmax", "released"))
     rate: Optional[float] = opt(0.05, "share of the body's weights in the mask, those of the largest ratio (published: 0.5); null: those "
                                 "above the mean ratio", "share")
     ratio_threshold: Optional[float] = opt(None, "weights whose ratio is above this are in the mask, in place of rate", low=0)
     soft_mask: bool = opt(False, "multiply gradients by tanh(ratio) in place of a mask of zeros and ones (SWiFT)")
     subset_ratio: float = opt(0.0, "share of rows left out of step one: those whose embedding points most along the difference between "
-                              "the groups; 0 = off (published: off, the option's default is 0.1)", "share")
+                              "the groups; 0 = off (published: off; the option of the released code is the share kept)", "share")
     impair_epochs: int = opt(10, "passes of step one", "epochs")
     impair_lr: float = opt(1e-3, "learning rate of step one (published: 1e-4)", low=0)
     impair_beta: float = opt(0.5, "step one descends impair_beta * L + (1 - impair_beta) * B (published: BMFT 0, SWiFT 0.1)", "share")

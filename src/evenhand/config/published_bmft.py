@@ -95,6 +95,11 @@ def _typed(option: str, ours: str) -> Callable[[Any, Call], Values]:
     return lambda value, call: {ours: value if option in call.typed else None}
 
 
+def _left_out(value: float, call: Call) -> Values:
+    """There the share of rows that step one keeps, those below that quantile; here the share left out."""
+    return {"method.subset_ratio": round(1.0 - value, 9) if "subset-ratio" in call.typed else None}
+
+
 def _table(value: str, call: Call) -> Values:
     return {"data.path": call.data or (f"prepared/{PurePosixPath(value).stem}" if value else EXTERNAL)}
 
@@ -166,8 +171,8 @@ def _shared(arch: str, known: dict[str, str]) -> tuple[Any, ...]:
         mapped("unlearn-epochs", int, 10, "method.impair_epochs"),
         mapped("n-epochs", int, 10, "method.repair_epochs"),
         mapped("mask-type", str, "fisher", "method.mask_type", to=_mask_type, unread=FIXED),
-        mapped("subset-ratio", float, 0.1, "method.subset_ratio", to=_typed("subset-ratio", "method.subset_ratio"), why="where typed",
-               unread="main passes subset=0"),
+        mapped("subset-ratio", float, 0.1, "method.subset_ratio", to=_left_out, why="where typed: there the share of rows that step one "
+               "keeps, here the share left out, so that 0.1 becomes 0.9", unread="main passes subset=0"),
         mapped("csv-dir", str, "", "data.path", to=_table, why="the prepared data set of its name"),
         mapped("model-dir", str, "./results/weights", "model.checkpoint", why="the checkpoint of a training"),
         mapped("output-dir", str, "./results/debias", "out", to=_out, why="with --save-path, a folder of its own in it"),

@@ -248,6 +248,23 @@ def test_the_released_way_moves_what_it_masks():
     assert any(different.any() for key, different in moved(outcome).items() if key.endswith("running_mean"))
 
 
+def test_a_constant_tensor_stops_the_released_ratio_unless_all_is_as_released():
+    """A tensor that the logits do not depend on has importance 0 throughout, so that the released scaling divides by 0."""
+
+    def unused():
+        model = tiny()
+        model.network.register_parameter("spare", torch.nn.Parameter(torch.ones(5)))
+        return model
+
+    with pytest.raises(MethodError, match="ratio=released is NaN .*; use ratio=safe"):
+        make_patched(small(), unused(), BMFTConfig(**QUICK, ratio="released"))
+    config = BMFTConfig(**QUICK, ratio="released", exact=False, stop="last", repair_fit="sgd", weight_decay=0.05)
+    outcome = make_patched(small(), unused(), config)
+    assert outcome.mask["selected"] == 0
+    assert method.EMPTY in outcome.notes
+    assert moved(outcome)["network.layer1.0.conv1.weight"].float().mean() > 0.9
+
+
 def test_every_option_of_the_configuration_is_read():
     """An option that nothing reads would be a promise: each name occurs in the sources of this folder."""
     from dataclasses import fields

@@ -135,6 +135,28 @@ def test_a_constant_tensor_empties_the_released_mask_alone():
     assert make_mask(Small(), bias, prediction, ratio="minmax").selected == 32
 
 
+def released_swift(bias, prediction):
+    """The soft mask of SWiFT's released code, line by line."""
+
+    def scaled(x):
+        return x if x.max() - x.min() == 0 else (x - x.min()) / (x.max() - x.min() + 1e-10)
+
+    return {name: torch.tanh(scaled(bias[name]) / (scaled(prediction[name]) + 1e-10)) for name in bias}
+
+
+def test_the_released_soft_ratio_is_that_of_swifts_code():
+    """There constant tensors stay as they are, and a range of importances about 1e-10 is scaled to half of [0, 1]."""
+    bias, prediction = ({name: value * size for name, value in draw(seed).items()} for seed, size in ((6, 1e-10), (7, 3e-10)))
+    prediction["first.bias"][:] = 0.5
+    found = make_mask(Small(), bias, prediction, ratio="released", soft=True).values
+    expected = released_swift(bias, prediction)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    paper = make_mask(Small(), bias, prediction, ratio="minmax", soft=True).values
+    assert float((paper["first.weight"] - found["first.weight"]).abs().max()) > 0.01
+
+
 def test_no_bias_at_all_selects_nothing():
     zero = {name: torch.zeros_like(value) for name, value in draw(0).items()}
     for scale in ("weight", "layer", "block"):

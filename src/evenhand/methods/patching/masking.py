@@ -49,6 +49,8 @@ def make_mask(setting: Setting) -> MadeMask:
     made = select(
         model, found[0], found[1], mask_type=config.mask_type, scale=config.mask_scale, rate=config.rate,
         ratio_threshold=config.ratio_threshold, ratio=config.ratio, soft=config.soft_mask, seed=setting.task.seed,
+        # the released code goes on with an empty mask: its optimiser moves every weight all the same
+        allow_empty=config.ratio == "released" and not config.exact,
     )
     masks = dict(made.values)
     return MadeMask(masks, {**mask_facts(masks, head_names(model)), "threshold": made.threshold, "units": dict(made.units)})

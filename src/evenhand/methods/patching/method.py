@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from evenhand.methods.base import Task
 
 MASK = "patching-mask"
+EMPTY = (
+    "no weight is in the mask, since the importances of a tensor are all equal (ratio=released, as in the released code): step one moved "
+    "weights by decay and momentum alone"
+)
 
 
 def make_patched(task: Task, model: nn.Module, config: PatchMethodConfig) -> PatchOutcome:
@@ -77,6 +81,8 @@ def make_patched(task: Task, model: nn.Module, config: PatchMethodConfig) -> Pat
     body = Body.of(model)
     repair = _Repair(setting, body)
     mask = _mask(setting)
+    if not mask.facts["selected"]:
+        setting.notes.append(EMPTY)
     _impair(setting, repair, mask)
     repair.finish(mask.masks)
     return setting.outcome(mask.facts)

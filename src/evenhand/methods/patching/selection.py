@@ -2,7 +2,8 @@
 
     safe            r = (I_b / M_b) / (I_p / M_p + d m / M_p),   M means over the body, m the tensor's own mean of I_p, d `DAMPING`
     minmax          r = u(I_b) / (u(I_p) + 1e-10),   u scales a tensor to [0, 1] by its smallest and largest entry (published)
-    released        the same, but u of a constant tensor is NaN, and one NaN empties the mask, as in BMFT's released code
+    released        the same as in each released code: BMFT's u of a constant tensor is NaN, and one NaN empties the mask; SWiFT's
+                    (soft) leaves a constant tensor as it is, and adds 1e-10 to the range, which is much where importances are small
 
     mask = r > threshold (weight),   R > threshold for all entries of a tensor (layer) or block;   soft: tanh(r) (SWiFT)
 
@@ -38,6 +39,8 @@ from evenhand.random import derive_seed
 
 DAMPING = 0.01
 """d: a prediction importance below a hundredth of its tensor's mean counts as that."""
+TINY = 1e-10
+"""What the published code adds to divisors."""
 CHUNK = 2**18
 """Entries looked at together: 1 MiB of float32."""
 
@@ -129,7 +132,7 @@ def make_mask(
         score, device = _random(seed), {name: value.device for name, value in body.items()}
         ratios = None
     else:
-        ratios = _Ratios.of(parameters, body, bias, prediction, ratio)
+        ratios = _Ratios.of(parameters, body, bias, prediction, ratio, soft)
         score, device = ratios.score, {name: ratios.bias[name].device for name in parameters}
     shapes = {name: parameters[name].shape for name in (parameters if soft else body)}
     if soft:
@@ -249,11 +252,12 @@ class _Ratios:
     moments: Mapping[str, _Moments]
     means: tuple[float, float]
     ratio: str
+    soft: bool
 
     @classmethod
     def of(
         cls, parameters: Mapping[str, Tensor], body: Mapping[str, Tensor], bias: Mapping[str, Tensor] | None,
-        prediction: Mapping[str, Tensor] | None, ratio: str,
+        prediction: Mapping[str, Tensor] | None, ratio: str, soft: bool,
     ) -> _Ratios:
         found = []
         for what, given in (("bias", bias), ("prediction", prediction)):
@@ -270,15 +274,15 @@ class _Ratios:
         for which in (0, 1):
             count = sum(moments[name].counts[which] for name in body)
             means.append(sum(moments[name].sums[which] for name in body) / max(count, 1))
-        return cls(found[0], found[1], moments, (means[0], means[1]), ratio)
+        return cls(found[0], found[1], moments, (means[0], means[1]), ratio, soft)
 
     def score(self, name: str, start: int, stop: int) -> Tensor:
-        """Ratios of some entries: float32, not negative; NaN only for ratio=released."""
+        """Ratios of some entries: float32, not negative; NaN only for a hard mask of ratio=released."""
         own = self.moments[name]
         bias, prediction = (given[name].reshape(-1)[start:stop].float() for given in (self.bias, self.prediction))
         if self.ratio != "safe":
             scaled = [self._unit(value, own.lows[k], own.highs[k]) for k, value in enumerate((bias, prediction))]
-            return scaled[0] / (scaled[1] + 1e-10)
+            return scaled[0] / (scaled[1] + TINY)
         least = self._least(own.mean(1))
         divisor = (prediction / self.means[1] if self.means[1] > 0 else prediction * 0.0).add_(least)
         ratio = (bias / self.means[0] if self.means[0] > 0 else bias * 0.0).div_(divisor)
@@ -291,9 +295,10 @@ class _Ratios:
         return max(DAMPING * relative, float(np.finfo(np.float32).tiny))
 
     def _unit(self, value: Tensor, low: float, high: float) -> Tensor:
-        if high == low and self.ratio == "minmax":
+        if high == low and (self.soft or self.ratio == "minmax"):
             return value
-        return (value - low) / (high - low) if high != low else torch.full_like(value, torch.nan)
+        reach = high - low + (TINY if self.soft and self.ratio == "released" else 0.0)
+        return (value - low) / reach if high != low else torch.full_like(value, torch.nan)
 
     def of_unit(self, names: Sequence[str]) -> float:
         """Ratio of the mean importances of some tensors."""
