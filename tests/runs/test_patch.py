@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import evenhand.runs.patch as patch_runs
 from evenhand.config import compose
@@ -23,6 +23,7 @@ from evenhand.patches import apply_patch, load_patch, network_state, patch_file,
 from evenhand.runs.export import export
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.patch import make_patch_run, patch_lines
+from evenhand.runs.patch_files import patch_apply, patch_revert
 from evenhand.runs.patch_start import external_rows, open_delivered, start_of
 from evenhand.runs.predict import predict
 from evenhand.runs.results import load_predictor
@@ -163,6 +164,37 @@ def test_a_lightning_checkpoint_of_the_published_training(config, lightning, pat
     after = network_state(load_file(run.root / "model.safetensors"))
     assert torch.equal(held["head.layer.weight"], after["head.weight"])
     assert torch.equal(held["net.enet.patch_embed.proj.weight"], after["patch_embed.proj.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_a_classifier_of_fewer_bits_comes_back_bit_for_bit_from_the_run_folder_alone(config, delivered, dtype, tmp_path):
+    state = network_state(load_file(delivered.root / "model.safetensors"))
+    file = tmp_path / "delivered.safetensors"
+    save_file({name: value.to(dtype) for name, value in state.items()}, file)
+    words = ("model.name=test_vit", "model.input_size=[32,32]")
+    run = make_patch_run(config(*words, model=file))
+    assert load_patch(run.root / "patch.safetensors").n_changed
+    back = patch_revert(compose("patch revert", [f"model={run.root}", f"out={tmp_path / 'back'}"]))
+    held, again = load_file(file), network_state(load_file(back / "model.safetensors"))
+    assert set(held) == set(again)
+    for name, value in held.items():
+        assert again[name].dtype == value.dtype == dtype
+        assert torch.equal(again[name].view(torch.int16), value.view(torch.int16)), name
+    # the folders score as they say, and the file itself goes there and back byte by byte
+    for folder, told in ((run.root, run.root), (back, run.root / "delivered")):
+        found = load_predictor(RunFolder(folder)).predictor.predict(_test_images(config(), delivered))[0]
+        table = pd.read_parquet(told / "predictions.parquet")
+        np.testing.assert_allclose(found[:, 0], table[table["split"] == "test"]["y_score"], atol=1e-6)
+    there = patch_apply(compose("patch apply", [f"model={file}", f"patch={run.root}", f"out={tmp_path / 'patched.safetensors'}"]))
+    home = patch_revert(compose("patch revert", [f"model={there}", f"patch={run.root}", f"out={tmp_path / 'home.safetensors'}"]))
+    assert there.read_bytes() != file.read_bytes() == home.read_bytes()
+    # a patch on the patched run belongs to it in its own type
+    rows, _ = external_rows(config(model=run.root), 0, run)
+    assert open_delivered(config(model=run.root), rows, run).hash == run.info["patch"]["result_hash"]
+
+
+def _test_images(config, start):
+    return external_rows(config, 0, start)[0].take("test").x
 
 
 def test_a_comparison_that_the_rows_do_not_allow_is_told_of(config, monkeypatch):

@@ -252,6 +252,8 @@ class _Making:
         )
         save_patch(run.root / PATCH_FILE, patch)
         meta, tensors = self._predictor(outcome.model).state()
+        # in the types of the delivered file, so that taking the patch off gives its very bits
+        tensors = as_delivered(tensors, dtypes)
         write_atomic(run.root / "model.safetensors", save({name: value.contiguous() for name, value in tensors.items()}))
         write_json(run.root / "predictor.json", meta)
         write_text(run.root / "metrics.jsonl", "".join(json.dumps(dict(record)) + "\n" for record in outcome.history))

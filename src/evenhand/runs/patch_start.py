@@ -232,7 +232,16 @@ def _from_run(start: RunFolder) -> Delivered:
             "finetune instead"
         )
     model = model.cpu().eval()
-    return Delivered(model, _network_of(loaded, model), {}, _hash(model, {}), str(start.root), loaded.edit, notes)
+    dtypes = {} if notes else _stored_types(start, model)
+    return Delivered(model, _network_of(loaded, model), dtypes, _hash(model, dtypes), str(start.root), loaded.edit, notes)
+
+
+def _stored_types(start: RunFolder, model: ImageClassifier) -> dict[str, torch.dtype]:
+    """Types in the file of a run's network, where they are others than in memory: a patched run has those of its checkpoint."""
+    from safetensors.torch import load_file
+
+    stored, own = network_state(load_file(start.root / "model.safetensors")), network_state(model)
+    return {name: value.dtype for name, value in stored.items() if value.dtype != own[name].dtype}
 
 
 def _joined(loaded: Loaded, predictor: HeadPredictor) -> ImageClassifier:
