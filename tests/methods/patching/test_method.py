@@ -256,7 +256,7 @@ def test_a_constant_tensor_stops_the_released_ratio_unless_all_is_as_released():
         model.network.register_parameter("spare", torch.nn.Parameter(torch.ones(5)))
         return model
 
-    with pytest.raises(MethodError, match="ratio=released is NaN .*; use ratio=safe"):
+    with pytest.raises(MethodError, match=r"ratio=released is NaN .*; use ratio=safe"):
         make_patched(small(), unused(), BMFTConfig(**QUICK, ratio="released"))
     config = BMFTConfig(**QUICK, ratio="released", exact=False, stop="last", repair_fit="sgd", weight_decay=0.05)
     outcome = make_patched(small(), unused(), config)

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evenhand.errors import MethodError
+from evenhand.methods.patching import selection
 from evenhand.methods.patching.selection import CHUNK, make_mask, percentile
 
 
@@ -212,7 +214,7 @@ def test_layers_and_blocks_are_taken_whole():
 
 def test_random_masks_are_of_the_same_size_and_come_from_the_seed():
     network = nn.Sequential(nn.Linear(700, 800), nn.Linear(800, 10))
-    assert network[0].weight.numel() > CHUNK
+    assert network[0].weight.numel() > selection.DRAWN
     first, again, other = (make_mask(network, mask_type="random", rate=0.3, seed=seed) for seed in (1, 1, 2))
     for name in first.values:
         assert torch.equal(first.values[name], again.values[name])
@@ -222,6 +224,39 @@ def test_random_masks_are_of_the_same_size_and_come_from_the_seed():
     every = make_mask(network, mask_type="all")
     assert every.share == 1.0
     assert every.threshold is None
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_type": "random"}, {"ratio": "minmax"}, {"rate": None}, {"soft": True}], ids=str)
+def test_parts_do_not_show(options, monkeypatch):
+    network = nn.Sequential(nn.Linear(300, 1000))
+    found = []
+    for entries in (2**16, 1000, 2**20):
+        monkeypatch.setattr(selection, "CHUNK", entries)
+        found.append(make_mask(network, draw(0, network), draw(1, network), **options).values["0.weight"].float())
+    assert all(float((other - found[0]).abs().max()) < 1e-6 for other in found[1:])
+
+
+def test_nothing_but_the_mask_is_as_large_as_the_weights():
+    """Every tensor that is made on the way, by its storage."""
+    network = nn.Sequential(nn.Linear(1500, 1500, bias=False))
+    given_ = [draw(seed, network) for seed in (0, 1)]
+    known = {value.untyped_storage().data_ptr() for own in (*given_, network.state_dict()) for value in own.values()}
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for value in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in known:
+                    sizes.append(value.untyped_storage().nbytes())
+            return out
+
+    with Watch():
+        mask = make_mask(network, *given_, rate=0.1)
+    whole = mask.values["0.weight"].untyped_storage().nbytes()
+    assert whole == mask.total == 1500 * 1500
+    assert len(sizes) > 100
+    assert max(size for size in sizes if size != whole) <= 8 * CHUNK
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,10 @@ DAMPING = 0.01
 """d: a prediction importance below a hundredth of its tensor's mean counts as that."""
 TINY = 1e-10
 """What the published code adds to divisors."""
-CHUNK = 2**18
-"""Entries looked at together: 1 MiB of float32."""
+CHUNK = 2**16
+"""Entries looked at together: 256 KiB of float32, so that all that is computed from them stays small, and in the processor's cache."""
+DRAWN = 2**18
+"""Scores of a random mask that come from one seed."""
 
 MASK_TYPES = ("fisher", "gradient", "random", "all")
 SCALES = ("weight", "layer", "block")
@@ -313,11 +315,20 @@ class _Ratios:
 
 
 def _random(seed: int) -> Score:
-    """Uniform scores, the same however often they are asked for."""
+    """Uniform scores, the same however often and in whatever parts they are asked for."""
+    held: dict[tuple[str, int], Tensor] = {}
+
+    def block(name: str, first: int) -> Tensor:
+        if (name, first) not in held:
+            held.clear()
+            source = torch.Generator().manual_seed(derive_seed(seed, "mask", name, first))
+            held[name, first] = torch.rand(DRAWN, generator=source)
+        return held[name, first]
 
     def score(name: str, start: int, stop: int) -> Tensor:
-        source = torch.Generator().manual_seed(derive_seed(seed, "mask", name, start))
-        return torch.rand(stop - start, generator=source)
+        first = start - start % DRAWN
+        parts = [block(name, own)[max(start - own, 0) : stop - own] for own in range(first, stop, DRAWN)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return score
 
