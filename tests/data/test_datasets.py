@@ -81,7 +81,7 @@ def test_splits_are_made_by_patient_and_equal_images_stay_together(cohort: Path)
 
 def test_equal_images_across_given_splits_are_said(cohort: Path) -> None:
     (cohort / "images" / "00.png").write_bytes((cohort / "images" / "23.png").read_bytes())
-    assert any("1 image contents are in more than one split (rows 1, 24)" in note for note in prepare(cohort).description["notes"])
+    assert any("1 image content is in more than one split (rows 1, 24)" in note for note in prepare(cohort).description["notes"])
 
 
 def test_without_patient_ids_each_image_is_a_patient(cohort: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_positive_label_is_named_or_asked_for() -> None:
         code_label(pd.Series(["mel", "nv"]), "dx")
     with pytest.raises(ConfigError, match=r"--pos-label x is not among the values of column 'dx' \(mel, nv\)"):
         code_label(pd.Series(["mel", "nv"]), "dx", "x")
-    with pytest.raises(TableError, match="has 1 values that are not 0 or 1") as caught:
+    with pytest.raises(TableError, match="has 1 value that is not 0 or 1") as caught:
         code_label(pd.Series([0, 1, 2]), "y")
     assert caught.value.details == ("row 3: y is 2",)
 

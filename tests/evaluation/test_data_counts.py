@@ -145,6 +145,29 @@ def test_notes_lose_small_counts_alone():
     assert private_notes(notes, 1) == notes
 
 
+def test_a_count_of_one_is_not_given_away_by_its_grammar():
+    notes = [
+        "1 row was left out: its image is not in the raw folder (excluded.csv)",
+        "1 of 24 images is not there (addresses that no longer answer are usual in this set)",
+        "sex: 1 value is neither female nor male ('X' 1) and counts as missing",
+        "race: 7 values are none that the provider describes ('a' 4, 'b' 3) and count as missing",
+        "1 row of clinical_data.csv has no slice and 1 slice no row: both are left out",
+        "2,003 rows were left out: a group that the task leaves out (excluded.csv)",
+        "race: 1 patient has entries that differ; it is missing there",
+        "no split is given: drawn by patient with seed 0 (train 33, val 2, test 9 rows)",
+    ]
+    assert private_notes(notes, 5) == [
+        "<5 rows were left out: its image is not in the raw folder (excluded.csv)",
+        "<5 of 24 images are not there (addresses that no longer answer are usual in this set)",
+        "sex: <5 values are neither female nor male ('X' <5) and count as missing",
+        "race: 7 values are none that the provider describes ('a' <5, 'b' <5) and count as missing",
+        "<5 rows of clinical_data.csv have no slice and <5 slices no row: both are left out",
+        "2,003 rows were left out: a group that the task leaves out (excluded.csv)",
+        "race: <5 patients have entries that differ; it is missing there",
+        "no split is given: drawn by patient with seed 0 (train 33, val 2, test 9 rows)",
+    ]
+
+
 def test_counts_that_are_not_the_published_ones_are_said():
     expected = [
         {"what": "images", "count": 10, "origin": "paper", "found": 9},

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.errors import InputError, TableError
 
 LEADING_ZERO = r"[+-]?0\d"
@@ -71,7 +72,7 @@ def bin_groups(values: pd.Series, edges: Sequence[float], attribute: str) -> Gro
     if outside.any():
         rows = np.flatnonzero(outside)
         raise TableError(
-            f"column '{attribute}' has {len(rows)} values outside its bins [{edges[0]:g}, {edges[-1]:g}); "
+            f"column '{attribute}' has {counted(len(rows), 'value', 'values')} outside its bins [{edges[0]:g}, {edges[-1]:g}); "
             "widen the edges or correct the values",
             [f"row {row + 1}: {attribute} is {cell(values.iloc[row])}" for row in rows],
         )
@@ -192,8 +193,9 @@ def measured(values: pd.Series, attribute: str) -> npt.NDArray[np.float64]:
     numbers, missing = _numbers(values)
     wrong = np.flatnonzero(~missing & ~np.isfinite(numbers))
     if len(wrong):
+        values_wrong = counted(len(wrong), "value that is no number", "values that are not numbers")
         raise TableError(
-            f"column '{attribute}' has {len(wrong)} values that are not numbers, so it cannot be cut into quantile bins; correct them",
+            f"column '{attribute}' has {values_wrong}, so it cannot be cut into quantile bins; correct the column",
             [f"row {row + 1}: {attribute} is {cell(values.iloc[row])}" for row in wrong],
         )
     return numbers

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.table import TableSpec, attribute_groups, is_number, label_array, missing_rows
 
 
@@ -33,8 +34,7 @@ def table_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
         if "*" not in name:
             several = int((pd.Series(groups.codes[present]).groupby(patients[present].to_numpy()).nunique() > 1).sum())
             if several:
-                have = "1 patient is" if several == 1 else f"{several} patients are"
-                notes.append(f"{have} in more than one group of '{name}'")
+                notes.append(f"{counted(several, 'patient is', 'patients are')} in more than one group of '{name}'")
     if spec.split in frame:
         absent = [split for split in ("train", "val", "test") if split not in set(frame[spec.split])]
         notes += [f"no row is in the split '{split}'" for split in absent]

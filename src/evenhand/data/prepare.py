@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.cache import ImageCache, build_cache
 from evenhand.data.datasets import MODALITIES, SCHEMA, PreparedData, data_hash
 from evenhand.data.images import RESIZES, Resize
@@ -197,7 +198,8 @@ def _plain_ages(frame: pd.DataFrame, spec: TableSpec, notes: list[str]) -> pd.Da
         years = text.str.extract(_YEARS, expand=False)
         if years.notna().any():
             example = text[years.notna()].iloc[0]
-            notes.append(f"column '{name}': {int(years.notna().sum())} values in years (as {example!r}) are read as numbers")
+            read = counted(int(years.notna().sum()), f"value in years (as {example!r}) is", f"values in years (as {example!r}) are")
+            notes.append(f"column '{name}': {read} read as numbers")
             frame = frame.assign(**{name: years.fillna(text).astype(object)})
     return frame
 
@@ -205,7 +207,8 @@ def _plain_ages(frame: pd.DataFrame, spec: TableSpec, notes: list[str]) -> pd.Da
 def _without_repeats(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     repeated = frame.duplicated()
     if repeated.any():
-        notes.append(f"{int(repeated.sum())} rows repeat an earlier row exactly and were taken once")
+        rows = counted(int(repeated.sum()), "row repeats an earlier row exactly and was", "rows repeat an earlier row exactly and were")
+        notes.append(f"{rows} taken once")
         return frame[~repeated].reset_index(drop=True)
     return frame
 
@@ -289,18 +292,18 @@ def _write(
     left_out = pd.concat(parts, ignore_index=True)
     for n, what in ((len(dropped), "a missing attribute"), (len(unread), "an image that cannot be read")):
         if n:
-            notes.append(f"{n} rows were left out for {what} (excluded.csv)")
+            notes.append(f"{counted(n, 'row was', 'rows were')} left out for {what} (excluded.csv)")
     notes += table_notes(frame, spec) + find_leaks(frame["split"].to_numpy(str), _patients(frame), cache.hashes).sentences()
     for note in notes[said:]:
         log.warning("%s", note)
     table_hash = hashlib.sha256(data).hexdigest()
-    counted = {"missing_attribute": len(dropped), "unreadable_image": len(unread)}
+    gone = {"missing_attribute": len(dropped), "unreadable_image": len(unread)}
     if origin.left_out is not None:
-        counted["definition"] = len(origin.left_out)
+        gone["definition"] = len(origin.left_out)
     description = {
         "schema": SCHEMA, "name": out.resolve().name, "modality": config["modality"], "spec": spec.to_dict(),
         "image": {"channels": cache.shape[0], "size": config["size"], "resize": config["resize"], "dtype": cache.dtype.name},
-        "counts": split_counts(frame, spec), "excluded": counted,
+        "counts": split_counts(frame, spec), "excluded": gone,
         "notes": notes, "source": dict(origin.source), "config": dict(config),
         "hashes": {"table": table_hash, "images": cache.fingerprint, "data": data_hash(table_hash, cache.fingerprint)},
     }

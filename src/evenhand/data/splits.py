@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.data.amounts import counted
 from evenhand.errors import InputError
 from evenhand.random import generator
 
@@ -154,10 +155,11 @@ class Leaks:
     def sentences(self) -> list[str]:
         """One sentence for each kind, with row numbers counted from 1."""
         texts = []
-        for what, found in (("patients", self.patients), ("image contents", self.images)):
+        for what, found in (("patient", self.patients), ("image content", self.images)):
             if found:
                 shown = "; ".join("rows " + ", ".join(str(row + 1) for row in rows[:4]) for rows in found[:5])
-                texts.append(f"{len(found)} {what} are in more than one split ({shown}{'; …' if len(found) > 5 else ''})")
+                are = counted(len(found), f"{what} is", f"{what}s are")
+                texts.append(f"{are} in more than one split ({shown}{'; …' if len(found) > 5 else ''})")
         return texts
 
 

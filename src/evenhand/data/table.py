@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.groups import Groups, make_groups
 from evenhand.data.references import is_there
 from evenhand.errors import InputError, TableError
@@ -204,13 +205,15 @@ def label_array(frame: pd.DataFrame, spec: TableSpec) -> npt.NDArray[Any]:
         bad = np.flatnonzero(~text.isin(codes).to_numpy(bool))
         if len(bad):
             cells = _cells(frame, spec.labels[0], bad)
-            raise TableError(f"label '{spec.labels[0]}' has {len(cells)} values that are not one of its classes", cells)
+            odd = counted(len(cells), "value that is", "values that are")
+            raise TableError(f"label '{spec.labels[0]}' has {odd} not one of its classes", cells)
         return text.map(codes).to_numpy(np.int64)
     columns = []
     for name in spec.labels:
         numbers, wrong = parse_label(frame[name])
         if len(wrong):
-            raise TableError(f"label '{name}' has {len(wrong)} values that are not 0 or 1", _cells(frame, name, wrong))
+            odd = counted(len(wrong), "value that is", "values that are")
+            raise TableError(f"label '{name}' has {odd} not 0 or 1", _cells(frame, name, wrong))
         columns.append(numbers)
     return np.stack(columns, axis=1)
 

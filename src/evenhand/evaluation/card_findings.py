@@ -222,18 +222,33 @@ def _counts(card: Json) -> list[dict[str, str]]:
     return out
 
 
+_WHAT = "row|image file|image|patient|value|cell|file|case|slice|session|lesion"
+_COUNT = re.compile(rf"(?<![\w.,])(?P<n>\d[\d,]*)(?P<what> (?:of \d[\d,]* )?(?:{_WHAT})s?)\b(?P<rest>[^:;]*)")
+_QUOTED = re.compile(r"(?<=' )\d+(?=[,)])")
+_VERBS = {"was": "were", "is": "are", "has": "have", "does": "do", "counts": "count", "repeats": "repeat", "holds": "hold", "its": "their"}
+
+
 def private_notes(notes: Sequence[str], least: int) -> list[str]:
-    """Notes of the preparation with small counts of rows or patients taken out.
+    """Notes of the preparation with small counts of rows or patients taken out, and 1 not told from 2 by its grammar.
 
     Example:
-        >>> private_notes(["attribute 'sex' is missing in 3 of 48 rows"], 5)
-        ["attribute 'sex' is missing in <5 of 48 rows"]
+        >>> private_notes(["attribute 'sex' is missing in 3 of 48 rows", "1 row was left out", "sex: 1 value is odd ('X' 1)"], 5)
+        ["attribute 'sex' is missing in <5 of 48 rows", '<5 rows were left out', "sex: <5 values are odd ('X' <5)"]
     """
     if least <= 1:
         return list(notes)
 
-    def fewer(found: re.Match[str]) -> str:
-        return f"<{least}" if 0 < int(found[0]) < least else found[0]
+    def small(text: str) -> bool:
+        return 0 < int(text.replace(",", "")) < least
 
-    shown = [re.sub(r"(?<![\w.])\d+(?= (?:of \d|rows?\b|images?\b|patients?\b|values?\b|cells?\b))", fewer, note) for note in notes]
+    def fewer(found: re.Match[str]) -> str:
+        rest = _COUNT.sub(fewer, found["rest"])
+        if not small(found["n"]):
+            return f"{found['n']}{found['what']}{rest}"
+        if found["n"] != "1":
+            return f"<{least}{found['what']}{rest}"
+        plural = found["what"] if found["what"].endswith("s") else f"{found['what']}s"
+        return f"<{least}{plural}{re.sub(r'[a-z]+', lambda word: _VERBS.get(word[0], word[0]), rest)}"
+
+    shown = [_QUOTED.sub(lambda found: f"<{least}" if small(found[0]) else found[0], _COUNT.sub(fewer, note)) for note in notes]
     return [note.replace("groups of one patient", f"groups of fewer than {least} patients") for note in shown]

@@ -359,7 +359,7 @@ def test_an_own_table_goes_the_same_way(raw: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "own").exists()
     data = prepare_csv(tmp_path / "own.csv", tmp_path / "own", images=raw / "images", labels=["y"], size=8, workers=1, keep_going=True)
     assert len(data) == 23
-    assert re.search(r"1 rows were left out for an image that cannot be read", str(data.description["notes"]))
+    assert re.search(r"1 row was left out for an image that cannot be read", str(data.description["notes"]))
 
 
 @pytest.mark.slow

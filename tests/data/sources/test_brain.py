@@ -62,7 +62,7 @@ def test_oasis_ratings_and_sessions(miniature: Make) -> None:
 def test_oasis_of_other_names(miniature: Make, tmp_path: Path) -> None:
     raw = miniature("oasis1", patients=3)
     (raw / "oasis_cross-sectional.csv").write_text("ID,M/F,Age,CDR\nOAS2_0001,F,70,0\n")
-    with pytest.raises(InputError, match="1 of 1 cells in the column ID are not of the form"):
+    with pytest.raises(InputError, match="1 of 1 cells in the column ID is not of the form"):
         read("oasis1", raw)
     (raw / "oasis_cross-sectional.csv").unlink()
     with pytest.raises(InputError, match=r"no file 'oasis_cross-sectional.csv'"):
@@ -75,8 +75,8 @@ def test_adni_from_raw_to_a_trained_probe(miniature: Make, story: Story) -> None
     assert data.table["patient_id"].nunique() == 20
     notes = data.description["notes"]
     assert "20 rows were left out: a group that the task leaves out (excluded.csv)" in notes
-    assert "1 rows were left out: not an MR image (excluded.csv)" in notes
-    assert "1 rows of ADNI1_Complete_1Yr_1.5T_1_31_2022.csv repeat an image and were taken once" in notes
+    assert "1 row was left out: not an MR image (excluded.csv)" in notes
+    assert "1 row of ADNI1_Complete_1Yr_1.5T_1_31_2022.csv repeats an image and was taken once" in notes
 
 
 def test_adni_groups_ages_and_scans(miniature: Make) -> None:

@@ -140,13 +140,13 @@ def test_bad_input(miniature: Make) -> None:
         read(raw / "train")
     table = (raw / "train.csv").read_text()
     (raw / "train.csv").write_text(table.replace(",-1.0", ",2.0", 1))
-    with pytest.raises(TableError, match=r"is '2\.0' in 1 rows, but a label of this set is 1, 0, -1 or blank"):
+    with pytest.raises(TableError, match=r"is '2\.0' in 1 row, but a label of this set is 1, 0, -1 or blank"):
         read(raw)
     (raw / "train.csv").write_text(table.replace("Frontal/Lateral", "Frontal"))
     with pytest.raises(InputError, match=r"'Frontal/Lateral' is absent, did you mean 'Frontal'"):
         read(raw)
     (raw / "train.csv").write_text(table.replace("/train/patient00001", "/train/x", 1))
-    with pytest.raises(InputError, match=r"1 cells of column 'Path' are not of the form"):
+    with pytest.raises(InputError, match=r"1 cell of column 'Path' is not of the form"):
         read(raw)
 
 

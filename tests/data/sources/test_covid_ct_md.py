@@ -42,8 +42,8 @@ def test_one_row_a_patient(miniature: Make) -> None:
     assert people.loc["COVID-19 P002", ["sex", "age"]].tolist() == ["male", "29"]
     assert people.loc["Normal normal001", ["sex"]].isna().all(), "O is no sex"
     assert people.loc["Normal normal002", ["sex", "age"]].isna().all(), "no row"
-    assert "1 patients have a folder and no row in Clinical-data.csv: their sex and age are missing" in found.notes
-    assert "1 rows of Clinical-data.csv have no folder and are left out" in found.notes
+    assert "1 patient has a folder and no row in Clinical-data.csv: sex and age are missing there" in found.notes
+    assert "1 row of Clinical-data.csv has no folder and is left out" in found.notes
     assert found.counts == {"patients": 9, "COVID-19": 3, "CAP": 3, "Normal": 3, "women": 4, "men": 3}
 
 

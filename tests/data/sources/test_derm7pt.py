@@ -22,10 +22,14 @@ def found(root: Path, task: str | None = None, split: str | None = None, **optio
 
 
 def test_from_raw_to_a_trained_probe(miniature: Miniature, story: Callable[..., PreparedData]) -> None:
-    data = story("derm7pt", miniature("derm7pt"))
+    miniature_root = miniature("derm7pt")
+    data = story("derm7pt", miniature_root)
     assert data.table["split"].value_counts().to_dict() == {"train": 20, "val": 10, "test": 18}
     assert data.spec.attributes == ("sex",)
-    assert "cases: 48 here, the provider says 1,011" in "\n".join(data.description["notes"])
+    told = "\n".join(data.description["notes"])
+    for line in ("cases: 48 here, the provider says 1,011", "melanomas: 16 here, the provider says 252", "test cases: 18 here"):
+        assert line in told
+    assert "test cases" not in found(miniature_root, split="patient").counts
 
 
 def test_indexes_count_rows_from_0(miniature: Miniature) -> None:
@@ -62,8 +66,8 @@ def test_lists_that_do_not_fit_are_refused(miniature: Miniature) -> None:
     path = root / "meta" / "valid_indexes.csv"
     text = path.read_text()
     for change, said in (
-        (text.replace("\n2\n", "\n0\n"), "has 1 indexes that another list has"),
-        (text.replace("\n2\n", "\n"), "1 cases are in none of the three lists"),
+        (text.replace("\n2\n", "\n0\n"), "has 1 index that another list has"),
+        (text.replace("\n2\n", "\n"), "1 case is in none of the three lists"),
         (text + "48\n", r"not rows of meta.csv \(0 to 47\)"),
     ):
         path.write_text(change)

@@ -19,7 +19,7 @@ def test_from_raw_to_a_trained_probe(miniature: Callable[..., Path], story: Call
     assert len(data) == 27
     assert (data.split == "test").sum() == 5
     told = data.description["notes"]
-    assert "1 rows were left out: both Pleural Effusion and No Finding (excluded.csv)" in told
+    assert "1 row was left out: both Pleural Effusion and No Finding (excluded.csv)" in told
     assert "2 rows were left out: neither Pleural Effusion nor No Finding (excluded.csv)" in told
 
 

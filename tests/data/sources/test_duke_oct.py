@@ -36,7 +36,7 @@ def test_files_become_rows(miniature: Callable[..., Path]) -> None:
     assert frame.loc["AMD-1003", ["amd", "age", "age_over70", "age5"]].tolist() == ["1", "70", "70 and under", "60 to 79"]
     assert frame.loc["Control-1009", ["amd", "age", "age_over70"]].tolist() == ["0", "79", "over 70"]
     assert pd.isna(frame.loc["AMD-1002", "age60"])
-    assert "age: 1 files hold none and count as missing" in result.notes
+    assert "age: 1 file holds none and counts as missing" in result.notes
 
 
 def test_copies_other_files_and_an_empty_folder(miniature: Callable[..., Path], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_words_that_are_not_known_are_said_and_the_others_spelled_as_elsewhere(m
     table.to_csv(root / "data_summary.csv", index=False)
     result = found("harvard_gf3300", root)
     assert [note for note in result.notes if note.startswith("language")] == [
-        "language: 1 values are none that the provider describes ('klingon' 1) and count as missing",
+        "language: 1 value is none that the provider describes ('klingon' 1) and counts as missing",
     ]
     assert result.frame.loc[1, "marital"] == "married or partnered"
     assert set(result.frame["ethnicity"].dropna()) == {"Hispanic or Latino", "not Hispanic or Latino"}
@@ -77,7 +77,7 @@ def test_volumes_thickness_and_pictures(miniature: Callable[..., Path]) -> None:
     assert list(volumes.left_out["reason"]) == ["the OCT volume is empty"]
     vlm = found("harvard_fairvlmed", miniature("harvard_fairvlmed"))
     assert vlm.frame["image"][:2].tolist() == ["Training/data_00001.npz#array=slo_fundus&scale=0,255", "Training/slo_fundus_00002.jpg"]
-    assert "1 of 28 images have no picture beside their .npz file and are read from it" in vlm.notes
+    assert "1 of 28 images has no picture beside the .npz file and is read from it" in vlm.notes
 
 
 def test_other_diseases_of_fairvision(miniature: Callable[..., Path]) -> None:
@@ -95,11 +95,11 @@ def test_absent_and_damaged_files_are_said(miniature: Callable[..., Path], tmp_p
     root = miniature("harvard_gf3300", summary=False)
     (root / "Training" / "data_0001.npz").write_bytes(b"PK\x03\x04 half")
     result = found("harvard_gf3300", root)
-    assert "1 files cannot be read; their attributes count as missing" in result.notes
+    assert "1 file cannot be read; the attributes there count as missing" in result.notes
     assert pd.isna(result.frame["glaucoma"][0])
     (root / "copies").mkdir()
     (root / "copies" / "data_0002.npz").write_bytes((root / "Training" / "data_0002.npz").read_bytes())
-    with pytest.raises(InputError, match=r"1 files data_\*\.npz stand in two folders"):
+    with pytest.raises(InputError, match=r"1 file data_\*\.npz stands in two folders"):
         found("harvard_gf3300", root)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no file 'data_summary.csv'"):
@@ -117,5 +117,5 @@ def test_progression_is_labelled_in_half_of_gdp(miniature: Callable[..., Path], 
     assert result.counts == {"images": 24, "patients": 24, "with progression": 12}
     assert len(result.frame) == 12
     assert result.frame.loc[2, ["progression_md", "progression_vfi", "progression_md_fast", "race"]].tolist() == ["1", "0", "1", "Asian"]
-    assert "race: 1 values are none of Asian, Black, White and count as missing" in result.notes
+    assert "race: 1 value is none of Asian, Black, White and counts as missing" in result.notes
     assert len(story("harvard_gdp", root)) == 24

@@ -124,6 +124,9 @@ def test_2019_lesions_names_and_unknown_diagnoses(miniature: Miniature) -> None:
     assert frame["patient_id"][:4].tolist() == ["BCN_0000000", "BCN_0000000", "BCN_0000001", "ISIC_0000003"]
     assert frame["split"].value_counts().to_dict() == {"rest": 36, "test": 33}
     assert "9 images of the training part have no lesion id: each counts as a lesion of its own" in result.notes
+    sizes = ("training images", "test images")
+    counted = {name.removeprefix("training "): count for name, count in result.counts.items() if count and name not in sizes}
+    assert counted == frame["diagnosis"][frame["split"] == "rest"].value_counts().to_dict()
     assert result.left_out is not None
     assert set(result.left_out["diagnosis"]) == {"unk"}
     assert len(result.left_out) == 3
@@ -144,7 +147,7 @@ def test_2019_a_row_with_two_diagnoses_is_refused(miniature: Miniature) -> None:
     root = miniature("isic2019")
     path = root / "ISIC_2019_Training_GroundTruth.csv"
     path.write_text(path.read_text().replace("ISIC_0000000,1.0,0.0", "ISIC_0000000,1.0,1.0"))
-    with pytest.raises(InputError, match=r"1 rows do not name exactly one diagnosis \(first: ISIC_0000000\)"):
+    with pytest.raises(InputError, match=r"1 row does not name exactly one diagnosis \(first: ISIC_0000000\)"):
         found("isic2019", root)
 
 
@@ -176,7 +179,7 @@ def test_2020_contradictory_targets_are_refused(miniature: Miniature) -> None:
     root = miniature("isic2020")
     path = root / "ISIC_2020_Training_GroundTruth_v2.csv"
     path.write_text(path.read_text().replace("melanoma,malignant,1", "melanoma,benign,1", 1))
-    with pytest.raises(InputError, match="contradict each other in 1 rows"):
+    with pytest.raises(InputError, match="contradict each other in 1 row;"):
         found("isic2020", root)
     path.write_text(path.read_text().replace("benign,0", "benign,", 1))
     with pytest.raises(InputError, match="values other than 0 and 1"):

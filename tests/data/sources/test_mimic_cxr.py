@@ -50,7 +50,7 @@ def test_from_raw_to_a_trained_probe(miniature: Make, story: Callable[..., Prepa
 def test_sex_age_at_the_study_and_race(raw: Path) -> None:
     found = read(raw)
     assert of(found, 2)[["sex", "age", "race"]].isna().all()
-    assert "1 patients are not in MIMIC-IV: their sex, age and race are missing" in found.notes
+    assert "1 patient is not in MIMIC-IV: sex, age and race are missing there" in found.notes
     first = found.frame[found.frame["patient_id"] == "10000032"]
     assert first["age"].tolist() == ["23", "26"], "three years lie between the studies"
     assert of(found, 3)[["sex", "age", "age5"]].tolist() == ["male", "91", "80 and over"]

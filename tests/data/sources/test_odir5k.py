@@ -19,7 +19,7 @@ def test_from_raw_to_a_trained_probe(miniature: Callable[..., Path], story: Call
     assert len(data) == 43
     told = data.description["notes"]
     assert "2 rows were left out: the keywords say that it is no fundus image (excluded.csv)" in told
-    assert "1 rows were left out: the keywords say nothing but the image's quality (excluded.csv)" in told
+    assert "1 row was left out: the keywords say nothing but the image's quality (excluded.csv)" in told
     assert "2 rows were left out: the provider names its wrong background (excluded.csv)" in told
     assert any(note.startswith("images: 48 here, the provider says 7,000") for note in told)
 
@@ -55,7 +55,7 @@ def test_keywords_and_codes_that_differ_are_said(miniature: Callable[..., Path])
 
     row = [7, 50, "Male", "7_left.jpg", "7_right.jpg", "vitreous degeneration", "normal fundus", 1, 0, 0, 0, 0, 0, 0, 0]
     write_sheet(root / name, [list(HEADER), row])
-    assert "1 of 1 patients have other codes than the keywords of their eyes give; eyes are taken" in found("odir5k", root).notes
+    assert "1 of 1 patients has other codes than the keywords of the eyes give; eyes are taken" in found("odir5k", root).notes
     write_sheet(root / name, [["ID", "Age", *HEADER[2:]], row])
     with pytest.raises(InputError, match=r"'Patient Age' is absent"):
         found("odir5k", root)

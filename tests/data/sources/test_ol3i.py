@@ -19,7 +19,7 @@ def test_from_raw_to_a_trained_probe(miniature: Callable[..., Path], story: Call
     data = story("ol3i", miniature("ol3i"))
     assert len(data) == 31
     told = data.description["notes"]
-    assert "1 rows of clinical_data.csv have no slice and 1 slices no row: both are left out" in told
+    assert "1 row of clinical_data.csv has no slice and 1 slice no row: both are left out" in told
     assert any(note.startswith("images: 32 here, the provider says 8,139") for note in told)
 
 

@@ -30,8 +30,8 @@ def test_image_folder_from_raw_to_a_trained_probe(miniature: Make, story: Story)
     assert len(data) == 48
     assert data.table["patient_id"].nunique() == 13, "twelve people of four images, and one image without a row"
     notes = data.description["notes"]
-    assert "1 images have no row in attributes.csv: their attributes are missing" in notes
-    assert "1 rows of attributes.csv have no image" in notes
+    assert "1 image has no row in attributes.csv: attributes are missing there" in notes
+    assert "1 row of attributes.csv has no image" in notes
     assert "there are no folders train, val and test: split by patient" in notes
 
 

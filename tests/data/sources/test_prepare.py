@@ -38,7 +38,7 @@ def test_an_image_in_two_published_splits_is_found_by_its_content(raw: Path, pre
     Image.fromarray(pixels).save(film(raw, 5), compress_level=9)
     assert film(raw, 4).read_bytes() != film(raw, 5).read_bytes()
     notes = prepare().description["notes"]
-    assert [note for note in notes if note.startswith("1 image contents are in more than one split (rows 7, 9)")]
+    assert [note for note in notes if note.startswith("1 image content is in more than one split (rows 7, 9)")]
 
 
 @pytest.mark.parametrize("split", ["published", "patient"])

@@ -96,7 +96,7 @@ def test_ages_are_cut_alike_in_every_set(name: str) -> None:
 def test_months_weeks_and_days_are_whole_years_as_in_nih_s_first_release() -> None:
     notes: list[str] = []
     assert clean_age(pd.Series(["006M", "012M", "025M", "052W", "400D", "003D", "M"]), notes).tolist()[:6] == ["0", "1", "2", "0", "1", "0"]
-    assert notes == ["age: 1 values are not ages in years and count as missing", "age: 3 rows have age 0 and are kept"]
+    assert notes == ["age: 1 value is no age in years and counts as missing", "age: 3 rows have age 0 and are kept"]
 
 
 def test_ages_of_60_fall_where_the_names_say() -> None:

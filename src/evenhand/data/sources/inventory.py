@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.data.amounts import counted
 from evenhand.data.references import file_behind
 from evenhand.data.sources.base import Found
 from evenhand.data.sources.raw import ARCHIVES, RawFolder
@@ -48,7 +49,9 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
         spare -= {_file(raw, name) for name in image_keys(found.left_out)}
     if spare:
         folders = ", ".join(f"{folder or 'the raw folder itself'} {count:,}" for folder, count in _folders(spare).most_common(5))
-        found.notes.append(f"{len(spare):,} image files are in no row of the set's tables and were left aside ({folders})")
+        place = "in no row of the set's tables and"
+        files = counted(len(spare), f"image file is {place} was", f"image files are {place} were")
+        found.notes.append(f"{files} left aside ({folders})")
     if absent.any():
         found.leave_out(absent, ABSENT)
 
@@ -86,7 +89,8 @@ def _absent_images(raw: RawFolder, files: Sequence[str], absent: npt.NDArray[np.
         advice = "download and unpack the set's archives again"
     if len(gone) == len(files):
         return ImageError(f"none of the {len(files):,} images that the set's tables name is in {raw.root}; {advice}", gone)
-    summary = f"{len(gone):,} of {len(files):,} images that the set's tables name are not in {raw.root}; {advice}"
+    named = "images that the set's tables name"
+    summary = f"{counted(len(gone), f'{named} is', f'{named} are', of=len(files))} not in {raw.root}; {advice}"
     return ImageError(f"{summary}, or leave these rows out with --keep-going", gone)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 import evenhand
+from evenhand.data.amounts import counted
 from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
 from evenhand.data.prepare import REST, Origin, Settings, make_spec, prepare_frame
@@ -280,14 +281,14 @@ def _check_splits(frame: pd.DataFrame) -> None:
     pairs = pairs[pairs.duplicated("patient_id", keep=False)]
     if len(pairs):
         several = pairs.groupby("patient_id")["split"].agg("+".join)
-        counted = ", ".join(f"{names} {count}" for names, count in several.value_counts().items())
-        have = "1 patient has" if len(several) == 1 else f"{len(several)} patients have"
-        raise InputError(f"{have} images in several of the published splits ({counted}); use --split patient")
+        places = ", ".join(f"{names} {count}" for names, count in several.value_counts().items())
+        have = counted(len(several), "patient has", "patients have")
+        raise InputError(f"{have} images in several of the published splits ({places}); use --split patient")
 
 
 def _left_out(found: Found, notes: list[str]) -> pd.DataFrame | None:
     if found.left_out is None:
         return None
     for reason, count in found.left_out["reason"].value_counts().items():
-        notes.append(f"{count:,} rows were left out: {reason} (excluded.csv)")
+        notes.append(f"{counted(count, 'row was', 'rows were')} left out: {reason} (excluded.csv)")
     return _text(found.left_out)

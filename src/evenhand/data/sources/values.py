@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute
 from evenhand.data.sources.raw import recode
 
@@ -46,9 +47,9 @@ def clean_sex(values: pd.Series, notes: list[str], names: dict[str, str] | None 
     sex = recode(values, names or SEX)
     odd = values[sex.isna() & values.notna() & (values.astype("string").str.strip() != "")]
     if len(odd):
-        counted = ", ".join(f"'{word}' {count}" for word, count in odd.value_counts().head(5).items())
-        verb, counts = ("value is", "counts") if len(odd) == 1 else ("values are", "count")
-        notes.append(f"sex: {len(odd)} {verb} neither female nor male ({counted}) and {counts} as missing")
+        words = ", ".join(f"'{word}' {count}" for word, count in odd.value_counts().head(5).items())
+        counts = "counts" if len(odd) == 1 else "count"
+        notes.append(f"sex: {counted(len(odd), 'value is', 'values are')} neither female nor male ({words}) and {counts} as missing")
     return sex
 
 
@@ -71,14 +72,16 @@ def clean_age(values: pd.Series, notes: list[str], *, zero_is_unknown: bool = Fa
     unread = int((years.isna() & text.notna() & (text.str.strip() != "")).sum())
     zero, old, impossible = years.eq(0).fillna(False), years.gt(100).fillna(False), years.gt(OLDEST).fillna(False)
     if unread:
-        notes.append(f"age: {unread} values are not ages in years and count as missing")
+        notes.append(f"age: {counted(unread, 'value is no age in years and counts', 'values are not ages in years and count')} as missing")
     if zero.any():
-        what = "count as missing (this set writes 0 for unknown)" if zero_is_unknown else "are kept"
-        notes.append(f"age: {int(zero.sum())} rows have age 0 and {what}")
+        one, many, what = ("counts", "count", "as missing (this set writes 0 for unknown)") if zero_is_unknown else ("is", "are", "kept")
+        notes.append(f"age: {counted(int(zero.sum()), f'row has age 0 and {one}', f'rows have age 0 and {many}')} {what}")
     if (old & ~impossible).any():
-        notes.append(f"age: {int((old & ~impossible).sum())} rows have an age over 100 and are kept")
+        what = "an age over 100 and"
+        notes.append(f"age: {counted(int((old & ~impossible).sum()), f'row has {what} is', f'rows have {what} are')} kept")
     if impossible.any():
-        notes.append(f"age: {int(impossible.sum())} rows have an age over {OLDEST} and count as missing")
+        what = f"an age over {OLDEST} and"
+        notes.append(f"age: {counted(int(impossible.sum()), f'row has {what} counts', f'rows have {what} count')} as missing")
     years = years.mask(impossible | (zero if zero_is_unknown else impossible))
     return years.map(lambda age: f"{age:g}", na_action="ignore").astype("string")
 

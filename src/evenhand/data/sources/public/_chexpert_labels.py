@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Found, Option, Task
 from evenhand.errors import TableError
 
@@ -135,8 +136,9 @@ def _numbers(values: pd.Series, name: str) -> pd.Series:
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     wrong = (numbers.isna() & values.notna()) | ~(numbers.isna() | numbers.isin([-1, 0, 1]))
     if wrong.any():
+        rows = counted(int(wrong.sum()), "row", "rows")
         raise TableError(
-            f"column '{name}' is {values[wrong].iloc[0]!r} in {int(wrong.sum())} rows, but a label of this set is 1, 0, -1 or blank; "
+            f"column '{name}' is {values[wrong].iloc[0]!r} in {rows}, but a label of this set is 1, 0, -1 or blank; "
             "download the table again"
         )
     return numbers

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Found, Option
 from evenhand.data.sources.public._race import white_or_other
 from evenhand.data.sources.values import clean_age, clean_sex, with_ages
@@ -59,7 +60,8 @@ def known_races(values: pd.Series, notes: list[str]) -> pd.DataFrame:
     race = words.map(RACES).astype("string")
     odd = int((race.isna() & words.notna() & ~words.isin(["", "-1", "unknown"])).sum())
     if odd:
-        notes.append(f"race: {odd} values are none of Asian, Black, White and count as missing")
+        what = "none of Asian, Black, White and"
+        notes.append(f"race: {counted(odd, f'value is {what} counts', f'values are {what} count')} as missing")
     return pd.DataFrame({"race": race, "race_white": white_or_other(race)}, index=values.index)
 
 

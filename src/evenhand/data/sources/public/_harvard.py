@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Found
 from evenhand.data.sources.public._eyes import SEX, known_races, people
 from evenhand.data.sources.raw import RawFolder, recode
@@ -70,7 +71,8 @@ def collect(
     paths = [path for path in raw.walk(folder, (".npz",)) if PurePosixPath(path).name.startswith("data_")]
     files = {PurePosixPath(path).stem: path for path in paths}
     if len(files) < len(paths):
-        raise InputError(f"{len(paths) - len(files)} files data_*.npz stand in two folders of {raw.root / folder}; remove the copies")
+        copies = counted(len(paths) - len(files), "file data_*.npz stands", "files data_*.npz stand")
+        raise InputError(f"{copies} in two folders of {raw.root / folder}; remove the copies")
     summary = next((name for name in summaries if raw.has(name)), None)
     if not files and summary is None:
         raw.file(*summaries, f"{folder}/Training/data_0001.npz".removeprefix("./"))
@@ -107,7 +109,8 @@ def _known(values: pd.Series, words: Mapping[str, str], name: str, notes: list[s
     odd = values[groups.isna() & values.notna()]
     if len(odd):
         shown = ", ".join(f"'{word}' {count}" for word, count in odd.value_counts().head(5).items())
-        notes.append(f"{name}: {len(odd)} values are none that the provider describes ({shown}) and count as missing")
+        what = f"none that the provider describes ({shown}) and"
+        notes.append(f"{name}: {counted(len(odd), f'value is {what} counts', f'values are {what} count')} as missing")
     return groups
 
 
@@ -121,7 +124,8 @@ def finish(found: Found, table: pd.DataFrame, choice: Choice) -> Found:
     if choice.split == "published":
         absent = int(table["use"].isna().sum())
         if absent:
-            raise InputError(f"{absent} files are in none of the folders Training, Validation and Test; use --split patient")
+            are = counted(absent, "file is", "files are")
+            raise InputError(f"{are} in none of the folders Training, Validation and Test; use --split patient")
         found.frame["split"] = table["use"]
     found.counts = {"images": len(table), "patients": int(table["stem"].nunique())}
     found.counts |= {f"{part} images": int(table["use"].eq(part).sum()) for part in ("train", "val", "test") if table["use"].notna().any()}
@@ -156,7 +160,7 @@ def _from_summary(raw: RawFolder, name: str, files: Mapping[str, str], notes: li
     table["stem"] = table["filename"].str.strip().str.removesuffix(".npz").astype("string")
     beyond = len(set(files) - set(table["stem"]))
     if beyond:
-        notes.append(f"{beyond} files are not in {name} and are not read")
+        notes.append(f"{counted(beyond, 'file is', 'files are')} not in {name} and not read")
     return table.drop(columns=["file"], errors="ignore")
 
 
@@ -177,7 +181,7 @@ def _from_files(raw: RawFolder, table: pd.DataFrame, lacking: Mapping[str, Seque
     for name, column in cells.items():
         table[name] = pd.Series(column, index=table.index, dtype="string")
     if unread:
-        notes.append(f"{unread} files cannot be read; their attributes count as missing")
+        notes.append(f"{counted(unread, 'file', 'files')} cannot be read; the attributes there count as missing")
 
 
 def _scalar(archive: Mapping[str, Any], names: Sequence[str]) -> str | None:

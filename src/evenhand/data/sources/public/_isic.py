@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute
 from evenhand.data.sources.public._skin import SEX, TONES, tones
 from evenhand.data.sources.raw import RawFolder
@@ -52,7 +53,8 @@ def one_hot(truth: pd.DataFrame, classes: Sequence[str], file: str) -> pd.Series
     wrong = ~(chosen.sum(axis=1).eq(1) & numbers.isin([0, 1]).all(axis=1))
     if wrong.any():
         first = str(truth["image"][wrong].iloc[0])
-        raise InputError(f"{file}: {int(wrong.sum())} rows do not name exactly one diagnosis (first: {first}); download it again")
+        rows = counted(int(wrong.sum()), "row does", "rows do")
+        raise InputError(f"{file}: {rows} not name exactly one diagnosis (first: {first}); download it again")
     classes_found: pd.Series = chosen.idxmax(axis=1).str.lower().astype("string")
     return classes_found
 
@@ -65,5 +67,18 @@ def estimated_tones(raw: RawFolder, names: pd.Series, notes: list[str]) -> pd.Da
         plain = table["image_name"].str.removesuffix(".jpg").str.removesuffix("_downsampled")
         known = table["fitzpatrick"].groupby(plain).first()
         found = names.str.removesuffix("_downsampled").map(known).astype("string")
-        notes.append(f"skin tone: {int(found.notna().sum())} of {len(found)} images have a type, estimated from pixels ({TONE_TABLE})")
+        have = counted(int(found.notna().sum()), "images has", "images have", of=len(found))
+        notes.append(f"skin tone: {have} a type, estimated from pixels ({TONE_TABLE})")
     return tones(found, notes)
+
+
+def lone_images(n: int) -> str:
+    """The sentence about images whose lesion is not known.
+
+    Example:
+        >>> lone_images(9)
+        '9 images of the training part have no lesion id: each counts as a lesion of its own'
+    """
+    part = "of the training part"
+    images = counted(n, f"image {part} has no lesion id: it counts", f"images {part} have no lesion id: each counts")
+    return f"{images} as a lesion of its own"

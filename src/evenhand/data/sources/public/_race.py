@@ -6,6 +6,8 @@ import re
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
+
 _UNKNOWN = re.compile(r"unknown|refused|declin|unable to obtain|not asked|^\W*$", re.IGNORECASE)
 _GROUPS = (
     ("Pacific Islander", re.compile(r"native hawaiian|pacific islander", re.IGNORECASE)),
@@ -62,5 +64,4 @@ def conflict_note(name: str, conflicts: int) -> str:
         >>> conflict_note("race", 1)
         'race: 1 patient has entries that differ; it is missing there'
     """
-    who = "1 patient has" if conflicts == 1 else f"{conflicts:,} patients have"
-    return f"{name}: {who} entries that differ; it is missing there"
+    return f"{name}: {counted(conflicts, 'patient has', 'patients have')} entries that differ; it is missing there"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import clean_age, clean_sex, with_ages
@@ -41,8 +42,8 @@ def tones(types: pd.Series, notes: list[str]) -> pd.DataFrame:
     clean = clean.where(clean.isin(list(_LIGHT)))
     odd = int((clean.isna() & types.notna() & ~numbers.isin(_UNKNOWN).fillna(False)).sum())
     if odd:
-        rows = "row has no type from 1 to 6 and counts" if odd == 1 else "rows have no type from 1 to 6 and count"
-        notes.append(f"skin tone: {odd} {rows} as missing")
+        rows = counted(odd, "row has no type from 1 to 6 and counts", "rows have no type from 1 to 6 and count")
+        notes.append(f"skin tone: {rows} as missing")
     halves, pairs = (clean.map(names).astype("string") for names in (_LIGHT, _PAIRS))
     return pd.DataFrame({"fitzpatrick": clean, "skin_tone": halves, "skin_tone3": pairs}, index=types.index)
 

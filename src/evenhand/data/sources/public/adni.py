@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.public._brain import PLANE, PLANES, VIEW, picture
 from evenhand.data.sources.raw import RawFolder
@@ -79,7 +80,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     keys = table["Image Data ID"].astype("string").str.strip().str.upper().str.removeprefix("I")
     repeated = keys.duplicated()
     if repeated.any():
-        found.notes.append(f"{int(repeated.sum())} rows of {name} repeat an image and were taken once")
+        rows = counted(int(repeated.sum()), f"row of {name} repeats an image and was", f"rows of {name} repeat an image and were")
+        found.notes.append(f"{rows} taken once")
         table, keys = table[~repeated].reset_index(drop=True), keys[~repeated].reset_index(drop=True)
     images = _images(raw, choice.options["plane"], choice.options["view"])
     group = table["Group"].astype("string").str.strip().str.upper().map(_GROUPS).astype("string")

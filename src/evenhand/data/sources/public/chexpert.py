@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option
 from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
@@ -101,8 +102,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     places = table["Path"].str.extract(_PATH)
     odd = int(places["file"].isna().sum())
     if odd:
-        raise InputError(f"{odd} cells of column 'Path' are not of the form .../train/patient00001/study1/view1_frontal.jpg; "
-                         "download the tables again")
+        cells = counted(odd, "cell of column 'Path' is", "cells of column 'Path' are")
+        raise InputError(f"{cells} not of the form .../train/patient00001/study1/view1_frontal.jpg; download the tables again")
     demo = _demographics(raw, places["patient"], found.notes)
     frontal = table["Frontal/Lateral"].str.strip().str.lower().eq("frontal").fillna(False).to_numpy(bool)
     frame = pd.DataFrame({

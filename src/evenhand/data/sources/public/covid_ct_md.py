@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import AGES, clean_age, clean_sex, with_ages
@@ -125,9 +126,11 @@ def _people(raw: RawFolder, patients: pd.DataFrame, notes: list[str]) -> pd.Data
     keys = patients["name"].str.lower()
     rowless, folderless = int((~keys.isin(table.index)).sum()), int((~table.index.isin(keys)).sum())
     if rowless:
-        notes.append(f"{rowless} patients have a folder and no row in Clinical-data.csv: their sex and age are missing")
+        who = counted(rowless, "patient has", "patients have")
+        notes.append(f"{who} a folder and no row in Clinical-data.csv: sex and age are missing there")
     if folderless:
-        notes.append(f"{folderless} rows of Clinical-data.csv have no folder and are left out")
+        rows = counted(folderless, "row of Clinical-data.csv has no folder and is", "rows of Clinical-data.csv have no folder and are")
+        notes.append(f"{rows} left out")
     return pd.DataFrame({"sex": keys.map(table["Patient Gender"]), "age": keys.map(table["Patient Age"])})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._skin import image_paths, is_one_of, known_words
 from evenhand.data.sources.raw import RawFolder
@@ -79,7 +80,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     }))
     if middle == "missing":
         among = int((pairs == "III-IV").sum())
-        found.notes.append(f"skin_tone: {among} images of types III-IV count as missing: DDI does not tell them apart (--option middle)")
+        images = counted(among, "image of types III-IV counts", "images of types III-IV count")
+        found.notes.append(f"skin_tone: {images} as missing: DDI does not tell them apart (--option middle)")
     found.counts = {
         "images": len(table), "malignant": int((found.frame["malignant"] == "1").sum()),
         **{name: int((pairs == name).sum()) for name in PAIRS.values()},

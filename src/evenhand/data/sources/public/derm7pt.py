@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._skin import PICTURES, SEX, is_one_of, known_words
 from evenhand.data.sources.raw import RawFolder
@@ -25,6 +26,8 @@ GROUPS = {
     **dict.fromkeys(("dermatofibroma", "lentigo", "melanosis", "miscellaneous", "vascular lesion"), "misc"),
     "seborrheic keratosis": "sk",
 }
+_LISTS = {"training cases": 413, "validation cases": 203, "test cases": 395}
+_NOTEBOOK = "notebooks/example.ipynb of github.com/jeremykawahara/derm7pt"
 _META = ("meta/meta.csv", "meta.csv")
 _FOLDERS = ("images", ".")
 _PAPER = (
@@ -56,7 +59,10 @@ INFO = Info(
     default_attributes=("sex",),
     split="the authors' lists of indexes: 413 cases for training, 203 for validation, 395 for test",
     splits=("published", "patient"),
-    expected=(Expected("cases", 1011, _PAPER),),
+    expected=(
+        Expected("cases", 1011, _PAPER), Expected("melanomas", 252, "meta.csv as others count it"),
+        *(Expected(name, count, _NOTEBOOK) for name, count in _LISTS.items()),
+    ),
     licence="granted with the download after registration, for research; not confirmed",
     link="https://derm.cs.sfu.ca/",
     citation=f"{_PAPER}, doi:10.1109/JBHI.2018.2824327",
@@ -70,7 +76,6 @@ INFO = Info(
         "many images have a dark border; the authors' code cuts 25 pixels, which is not done here",
         "with image=clinic the images are no dermoscopic ones: train with data=photograph, whose augmentation fits them",
         "not confirmed: whether case_id, empty for nearly all, links cases of one patient; each case counts as a patient",
-        "not confirmed: the sizes of the three lists",
     ),
 )
 
@@ -82,6 +87,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found = Found(pd.DataFrame(), {"cases": len(table)})
     diagnosis = table["diagnosis"].str.strip()
     groups = known_words(diagnosis, GROUPS, "diagnosis", "meta.csv")
+    found.counts["melanomas"] = int(groups.eq("melanoma").sum())
     malignant = ("melanoma",) if choice.task.name == "malignant_melanoma" else ("melanoma", "bcc")
     found.frame = pd.DataFrame({
         "image": _files(raw, table[column]),
@@ -96,6 +102,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     })
     if choice.split == "published":
         found.frame["split"] = _published(raw, len(table))
+        sizes = [int(found.frame["split"].eq(name).sum()) for name in ("train", "val", "test")]
+        found.counts |= dict(zip(_LISTS, sizes, strict=True))
     return found
 
 
@@ -122,8 +130,9 @@ def _published(raw: RawFolder, n_rows: int) -> pd.Series:
             raise InputError(f"{file} has indexes that are not rows of meta.csv (0 to {n_rows - 1}); the files are of different releases")
         twice = sum(int(row) in names for row in rows)
         if twice:
-            raise InputError(f"{file} has {twice} indexes that another list has, too; download the lists again")
+            raise InputError(f"{file} has {counted(twice, 'index', 'indexes')} that another list has, too; download the lists again")
         names |= {int(row): name for row in rows}
     if len(names) < n_rows:
-        raise InputError(f"{n_rows - len(names)} cases are in none of the three lists of indexes; use --split patient, or get them again")
+        cases = counted(n_rows - len(names), "case is", "cases are")
+        raise InputError(f"{cases} in none of the three lists of indexes; use --split patient, or get them again")
     return pd.Series([names[row] for row in range(n_rows)], dtype="string")

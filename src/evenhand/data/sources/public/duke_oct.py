@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
 from evenhand.data.sources.public._eyes import VIEW, view_keys
 from evenhand.data.sources.raw import RawFolder
@@ -69,7 +70,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     ages = clean_age(pd.Series([_age(raw, path) for path, _, _ in volumes], dtype="string"), found.notes)
     absent = int(ages.isna().sum())
     if absent:
-        found.notes.append(f"age: {absent} files hold none and count as missing")
+        found.notes.append(f"age: {counted(absent, 'file holds none and counts', 'files hold none and count')} as missing")
     found.frame = with_ages(pd.DataFrame({
         "image": [f"{path}#array=images&{view_keys(choice.options['view'], 2)}&scale=0,255" for path, _, _ in volumes],
         "patient_id": [f"{group}-{number}" for _, group, number in volumes],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._skin import PICTURES, TONES, image_paths, is_one_of, known_words, tones
 from evenhand.data.sources.raw import RawFolder
@@ -111,7 +112,8 @@ def _images(raw: RawFolder, table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 def _leave_out(found: Found, choice: Choice) -> None:
     gone = int((~found.frame["there"]).sum())
     if gone:
-        found.notes.append(f"{gone} of {len(found.frame)} images are not there (addresses that no longer answer are usual in this set)")
+        are = counted(gone, "images is", "images are", of=len(found.frame))
+        found.notes.append(f"{are} not there (addresses that no longer answer are usual in this set)")
     if gone == len(found.frame):
         raise InputError("none of the images of fitzpatrick17k.csv is there; they are named by md5hash, as 5e82...23f8.jpg (32 digits)")
     found.leave_out(~found.frame["there"], "the image was not downloaded")
@@ -121,7 +123,9 @@ def _leave_out(found: Found, choice: Choice) -> None:
         found.leave_out(wrong, "a dermatologist marked it as wrongly labelled")
     elif wrong.any():
         marked = int(wrong.sum())
-        found.notes.append(f"{marked} images that a dermatologist called wrongly labelled are kept (--option wrongly_labelled=leave_out)")
+        what = "that a dermatologist called wrongly labelled"
+        images = counted(marked, f"image {what} is", f"images {what} are")
+        found.notes.append(f"{images} kept (--option wrongly_labelled=leave_out)")
     if strict:
         found.leave_out(found.frame["three_partition_label"] == "non-neoplastic", "non-neoplastic")
         found.leave_out(~found.frame["url"].astype("string").str.contains("http").fillna(False), "without an address")

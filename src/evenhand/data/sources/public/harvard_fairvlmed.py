@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Expected, Found, Info, Task
 from evenhand.data.sources.public._harvard import ATTRIBUTES, LAB, LICENCE, attributes, collect, finish, should_be, yes_no
 from evenhand.data.sources.raw import RawFolder
@@ -66,7 +67,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     })
     n_arrays = sum("#" in image for image in images)
     if 0 < n_arrays < len(images):
-        found.notes.append(f"{n_arrays} of {len(images)} images have no picture beside their .npz file and are read from it")
+        where = "no picture beside the .npz file and"
+        found.notes.append(f"{counted(n_arrays, f'images has {where} is', f'images have {where} are', of=len(images))} read from it")
     return finish(found, table, choice)
 
 

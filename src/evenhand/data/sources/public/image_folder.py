@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Found, Info, Option
 from evenhand.data.sources.public._own_table import (
     CLASS,
@@ -106,7 +107,8 @@ def _rows_of(paths: list[str], table: pd.DataFrame, given: str, where: str, note
     cells = table[column].astype("string").str.strip().str.replace("\\", "/").str.removeprefix("./")
     repeated = cells[cells.notna()].duplicated()
     if repeated.any():
-        raise InputError(f"{where} has {int(repeated.sum())} rows whose file stands in an earlier row; one row is one image")
+        rows_again = counted(int(repeated.sum()), "row", "rows")
+        raise InputError(f"{where} has {rows_again} whose file stands in an earlier row; one row is one image")
     known = {str(cell): row for row, cell in enumerate(cells) if isinstance(cell, str)}
     spellings = [_spellings(path) for path in paths]
     rows, used = [], set()
@@ -120,9 +122,9 @@ def _rows_of(paths: list[str], table: pd.DataFrame, given: str, where: str, note
     if unmatched == len(paths):
         raise InputError(f"no file has a row in {where}: its column {column} holds other names; name another: --option file=COLUMN")
     if unmatched:
-        notes.append(f"{unmatched} images have no row in {where}: their attributes are missing")
+        notes.append(f"{counted(unmatched, 'image has', 'images have')} no row in {where}: attributes are missing there")
     if spare:
-        notes.append(f"{spare} rows of {where} have no image")
+        notes.append(f"{counted(spare, f'row of {where} has', f'rows of {where} have')} no image")
     table.loc[len(table)] = pd.NA
     return [len(table) - 1 if row < 0 else row for row in rows]
 
@@ -141,5 +143,5 @@ def _patients(rows: pd.DataFrame, column: str | None, paths: list[str], notes: l
     cells = rows[column].astype("string").str.strip()
     absent = int((cells.isna() | (cells == "")).sum())
     if absent:
-        notes.append(f"{absent} images have no patient: each is taken as its own")
+        notes.append(f"{counted(absent, 'image has', 'images have')} no patient: each is taken as its own")
     return [str(cell) if isinstance(cell, str) and cell else name for cell, name in zip(cells, own, strict=True)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public import ham10000
-from evenhand.data.sources.public._isic import ATTRIBUTES, LINK, OVERLAP_TRAP, TONE_TRAP, beside, estimated_tones, one_hot
+from evenhand.data.sources.public._isic import ATTRIBUTES, LINK, OVERLAP_TRAP, TONE_TRAP, beside, estimated_tones, lone_images, one_hot
 from evenhand.data.sources.public._skin import image_paths, is_one_of, people
 from evenhand.data.sources.raw import RawFolder
 from evenhand.errors import InputError
@@ -75,7 +76,7 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     if choice.options.get("demographics", "ham10000") == "ham10000":
         _join_people(raw, table, found)
     else:
-        found.notes.append(f"sex and age of all {len(table)} images are missing: the archives do not have them (demographics=none)")
+        found.notes.append(f"sex and age of all {len(table):,} images are missing: the archives do not have them (demographics=none)")
     table["patient_id"] = _lesions(raw, table, found)
     persons = people(table["sex"], table["age"], found.notes)
     malignant = ham10000.MEDFAIR if choice.task.name == "malignant_medfair" else ham10000.CANCER
@@ -126,7 +127,7 @@ def _join_people(raw: RawFolder, table: pd.DataFrame, found: Found) -> None:
     for column, name in (("sex", "sex"), ("age", "age"), ("lesion", "lesion_id")):
         table[column] = table[column].fillna(table["name"].map(known[name]).astype("string"))
     matched = int(table["name"].isin(known.index).sum())
-    found.notes.append(f"sex and age come from HAM10000's metadata: {matched} of {len(table)} images are in it")
+    found.notes.append(f"sex and age come from HAM10000's metadata: {counted(matched, 'images is', 'images are', of=len(table))} in it")
 
 
 def _lesions(raw: RawFolder, table: pd.DataFrame, found: Found) -> pd.Series:
@@ -144,5 +145,5 @@ def _lesions(raw: RawFolder, table: pd.DataFrame, found: Found) -> pd.Series:
             raw.layout.splitlines(),
         )
     if alone.any():
-        found.notes.append(f"{int(alone.sum())} images of the training part have no lesion id: each counts as a lesion of its own")
+        found.notes.append(lone_images(int(alone.sum())))
     return lesions.fillna(table["name"])

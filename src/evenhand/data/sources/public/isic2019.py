@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
-from evenhand.data.sources.public._isic import ATTRIBUTES, LINK, OVERLAP_TRAP, TONE_TRAP, beside, estimated_tones, one_hot
+from evenhand.data.sources.public._isic import ATTRIBUTES, LINK, OVERLAP_TRAP, TONE_TRAP, beside, estimated_tones, lone_images, one_hot
 from evenhand.data.sources.public._skin import image_paths, is_one_of, people
 from evenhand.data.sources.raw import RawFolder
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+COUNTS = {"mel": 4522, "nv": 12875, "bcc": 3323, "ak": 867, "bkl": 2624, "df": 239, "vasc": 253, "scc": 628}
+"""Of the training part; they add up to its 25,331 images."""
+_TRUTH = "column sums of ISIC_2019_Training_GroundTruth.csv as others count them"
 _PAPER = "ISIC 2019 Challenge (Tschandl et al. 2018; Codella et al. 2018; Combalia et al., BCN20000, arXiv 1908.02288)"
 
 INFO = Info(
@@ -37,7 +41,10 @@ INFO = Info(
     default_attributes=("sex", "age60"),
     split="the challenge's test part is the test split; val is drawn by lesion from its training part; patient: the training part alone",
     splits=("published", "patient"),
-    expected=(Expected("training images", 25331, LINK), Expected("test images", 8238, LINK)),
+    expected=(
+        Expected("training images", 25331, LINK), Expected("test images", 8238, LINK),
+        *(Expected(f"training {name}", count, _TRUTH) for name, count in COUNTS.items()),
+    ),
     licence="CC BY-NC 4.0",
     link=LINK,
     citation=_PAPER,
@@ -92,10 +99,13 @@ def _part(raw: RawFolder, part: str, found: Found) -> pd.DataFrame:
     )
     unknown = int((~truth["image"].isin(known.index)).sum())
     if unknown:
-        found.notes.append(f"{unknown} images of the part {part} are not in its metadata: sex and age are missing")
+        images = counted(unknown, f"image of the part {part} is", f"images of the part {part} are")
+        found.notes.append(f"{images} not in its metadata: sex and age are missing")
     if part == "Training":
         alone = int(table["lesion_id"].isna().sum())
         if alone:
-            found.notes.append(f"{alone} images of the training part have no lesion id: each counts as a lesion of its own")
+            found.notes.append(lone_images(alone))
+    if part == "Training":
+        found.counts |= {f"training {name}": int(table["diagnosis"].eq(name).sum()) for name in COUNTS}
     found.counts["training images" if part == "Training" else "test images"] = len(truth)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._isic import ATTRIBUTES, LINK, OVERLAP_TRAP, TONE_TRAP, estimated_tones
 from evenhand.data.sources.public._skin import image_paths, is_one_of, people
@@ -98,7 +99,8 @@ def _check_target(table: pd.DataFrame, target: pd.Series, file: str) -> None:
     words = table["benign_malignant"].astype("string").str.strip().str.lower()
     differing = int((words.notna() & (words == "malignant").ne(target == "1")).sum())
     if differing:
-        raise InputError(f"{file}: target and benign_malignant contradict each other in {differing} rows; download it again")
+        rows = counted(differing, "row", "rows")
+        raise InputError(f"{file}: target and benign_malignant contradict each other in {rows}; download it again")
 
 
 def _leave_out_duplicates(raw: RawFolder, choice: Choice, names: pd.Series, found: Found) -> None:

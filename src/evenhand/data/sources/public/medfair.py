@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.public._eyes import SEX, VIEW, people, plain_numbers
 from evenhand.data.sources.public._given import column, located, patients_in, with_views
@@ -175,7 +176,8 @@ def _pickled(raw: RawFolder, table: pd.DataFrame, pickles: dict[str, str | None]
             raise ImageError(f"{path}: {error.summary}") from error
         rows = int(table["part"].eq(part).sum())
         if images != rows:
-            raise InputError(f"{path} has {images} images and the table of {part} {rows} rows; they belong together row by row")
+            has, lines = counted(images, "image", "images"), counted(rows, "row", "rows")
+            raise InputError(f"{path} has {has} and the table of {part} {lines}; they belong together row by row")
     order = "blue first, turned to red first" if colours == "bgr" else "red first"
     notes.append(f"images are read from MEDFAIR's pickles; colours are taken as {order}")
     tail = "&colours=bgr" if colours == "bgr" else ""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option
 from evenhand.data.sources.public._chexpert_labels import LABELS, TASKS, UNCERTAIN, UNMENTIONED, VIEW, add_labels, leave_views
 from evenhand.data.sources.public._race import conflict_note, one_value, race_groups, white_or_other
@@ -154,7 +155,8 @@ def _published(raw: RawFolder, images: pd.Series) -> pd.Series:
     split = images.map(table.drop_duplicates("dicom_id").set_index("dicom_id")["split"]).replace({"validate": "val"})
     odd = ~split.isin(["train", "val", "test"])
     if odd.any():
-        raise InputError(f"{int(odd.sum())} images have no split in the provider's table; use --split patient, or download it again")
+        have = counted(int(odd.sum()), "image has", "images have")
+        raise InputError(f"{have} no split in the provider's table; use --split patient, or download it again")
     return split
 
 
@@ -173,7 +175,8 @@ def _people(raw: RawFolder, given: str, meta: pd.DataFrame, notes: list[str]) ->
     ).drop_duplicates("subject_id").set_index("subject_id")
     known = subject.isin(patients.index)
     if not known.all():
-        notes.append(f"{int(subject[~known].nunique()):,} patients are not in MIMIC-IV: their sex, age and race are missing")
+        who = counted(int(subject[~known].nunique()), "patient is", "patients are")
+        notes.append(f"{who} not in MIMIC-IV: sex, age and race are missing there")
     years = {name: pd.to_numeric(subject.map(patients[name]), errors="coerce") for name in ("anchor_age", "anchor_year")}
     study = pd.to_numeric(meta["StudyDate"].str.strip().str[:4], errors="coerce")
     age = years["anchor_age"] + study - years["anchor_year"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
 from evenhand.data.sources.public._chexpert_labels import VERSUS, versus_name
 from evenhand.data.sources.raw import RawFolder
@@ -105,6 +106,6 @@ def _published(raw: RawFolder, names: pd.Series) -> pd.Series:
     test, rest = (set(raw.lines(name)) for name in lists)
     split = pd.Series(["test" if name in test else "rest" if name in rest else None for name in names], dtype="string")
     if split.isna().any():
-        n_absent = int(split.isna().sum())
-        raise InputError(f"{n_absent} images are in neither of the provider's lists; use --split patient, or download the lists again")
+        are = counted(int(split.isna().sum()), "image is", "images are")
+        raise InputError(f"{are} in neither of the provider's lists; use --split patient, or download the lists again")
     return split

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._brain import PLANE, PLANES, VIEW, picture
 from evenhand.data.sources.raw import RawFolder
@@ -77,7 +78,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     matches = [_SESSION.match(text) if isinstance(text, str) else None for text in sessions]
     odd = sum(match is None for match in matches)
     if odd:
-        raise InputError(f"{odd} of {len(table)} cells in the column ID are not of the form OAS1_0001_MR1; is it the table of OASIS-1?")
+        cells = counted(odd, "cells in the column ID is", "cells in the column ID are", of=len(table))
+        raise InputError(f"{cells} not of the form OAS1_0001_MR1; is it the table of OASIS-1?")
     patients = pd.Series([match.group(1) for match in matches if match], index=table.index)
     found = Found(pd.DataFrame())
     rated = pd.to_numeric(table["CDR"], errors="coerce").astype("Float64")

@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._eyes import SEX, leave_out_each, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
@@ -147,7 +148,8 @@ def _say(found: Found, patients: pd.DataFrame) -> None:
         given = {code for code in CODES if str(row[code]).strip() in ("1", "1.0")}
         differing += (both - {"N"} or both) != given
     if differing:
-        found.notes.append(f"{differing} of {len(patients)} patients have other codes than the keywords of their eyes give; eyes are taken")
+        have = counted(differing, "patients has", "patients have", of=len(patients))
+        found.notes.append(f"{have} other codes than the keywords of the eyes give; eyes are taken")
     ones = int(found.frame["age"].eq("1").sum())
     if ones:
-        found.notes.append(f"age: {ones} rows have age 1 and are kept")
+        found.notes.append(f"age: {counted(ones, 'row has age 1 and is', 'rows have age 1 and are')} kept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Expected, Found, Info, Option, Task
 from evenhand.data.sources.public._eyes import SEX, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
@@ -67,7 +68,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found.counts = {"images": len(names), "patients": int(ids.nunique())}
     absent, beyond = int((~ids.isin(names)).sum()), len(names - set(ids.dropna()))
     if absent or beyond:
-        found.notes.append(f"{absent} rows of {TABLE} have no slice and {beyond} slices no row: both are left out")
+        rows, slices = counted(absent, f"row of {TABLE} has", f"rows of {TABLE} have"), counted(beyond, "slice", "slices")
+        found.notes.append(f"{rows} no slice and {slices} no row: both are left out")
     if choice.split == "published":
         found.frame["split"] = table[f"set_{years}"].str.strip().str.lower()
     found.leave_out((~ids.isin(names)).to_numpy(), f"no slice in {SLICES}")

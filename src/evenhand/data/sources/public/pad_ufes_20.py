@@ -10,6 +10,7 @@ from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.values import AGES
 
 CLASSES = {"ACK": "ack", "BCC": "bcc", "MEL": "mel", "NEV": "nev", "SCC": "scc", "BOD": "scc", "SEK": "sek"}
+COUNTS = {"ack": 730, "bcc": 845, "mel": 52, "nev": 244, "scc": 192, "sek": 235}
 FOLDERS = ("images", "imgs_part_1", "imgs_part_2", "imgs_part_3")
 _PAPER = "Pacheco et al., PAD-UFES-20, Data in Brief 32:106221, 2020"
 
@@ -31,7 +32,10 @@ INFO = Info(
     attributes=(SEX, *AGES, *TONES, Attribute("region", "face, forearm, chest, ... (the provider)")),
     default_attributes=("skin_tone", "sex", "age60"),
     split="none is published; drawn by patient",
-    expected=(Expected("images", 2298, _PAPER), Expected("patients", 1373, _PAPER), Expected("lesions", 1641, _PAPER)),
+    expected=(
+        Expected("images", 2298, _PAPER), Expected("patients", 1373, _PAPER), Expected("lesions", 1641, _PAPER),
+        *(Expected(name, count, _PAPER) for name, count in COUNTS.items()),
+    ),
     licence="CC BY 4.0",
     link="https://data.mendeley.com/datasets/zr7vgbcyr2/1",
     citation=f"{_PAPER}, doi:10.1016/j.dib.2020.106221",
@@ -43,6 +47,7 @@ INFO = Info(
         "the column of the skin type is spelled fitspatrick; types are written 3.0",
         "few patients are of types V and VI: small groups",
         "a patient may have several lesions, a lesion several images: kept together",
+        "the 1,641 lesions are the distinct lesion_id; as some stand under several patients, the pairs of patient and lesion are more",
     ),
 )
 
@@ -67,6 +72,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         "biopsed": table["biopsed"],
         "lesion_id": table["lesion_id"],
     })
-    lesions = table["patient_id"].str.cat(table["lesion_id"], sep=" ")
-    found.counts = {"images": len(table), "patients": int(table["patient_id"].nunique()), "lesions": int(lesions.nunique())}
+    found.counts = {
+        "images": len(table), "patients": int(table["patient_id"].nunique()), "lesions": int(table["lesion_id"].nunique()),
+        **{name: int(diagnosis.eq(name).sum()) for name in COUNTS},
+    }
     return found

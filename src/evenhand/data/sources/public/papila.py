@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Attribute, Choice, Expected, Found, Info, Task
 from evenhand.data.sources.public._eyes import SEX, people, plain_numbers
 from evenhand.data.sources.raw import RawFolder
@@ -81,7 +82,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     for column, values in (("Gender", found.frame["sex"]), ("Age", found.frame["age"])):
         differing = int((values.groupby(number).nunique() > 1).sum())
         if differing:
-            found.notes.append(f"{column}: {differing} patients have another value for the left eye than for the right one; each is kept")
+            have = counted(differing, "patient has", "patients have")
+            found.notes.append(f"{column}: {have} another value for the left eye than for the right one; each is kept")
     found.leave_out(diagnosis.isna().to_numpy(), "no diagnosis")
     if choice.task.name == "glaucoma":
         found.leave_out(found.frame["diagnosis"].eq("suspicious").to_numpy(), "suspicious, neither healthy nor glaucoma")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.sources.base import Choice, Found, Info, Option
 from evenhand.data.sources.public._own_table import (
     CLASS,
@@ -189,7 +190,8 @@ def _named(values: pd.Series, classes: list[str], column: str) -> pd.Series:
     codes = pd.to_numeric(values, errors="coerce").astype("Int64")
     wrong = int((codes >= len(classes)).fillna(False).sum())
     if wrong:
-        raise InputError(f"column '{column}' has {wrong} codes beyond its {len(classes)} classes; the names do not belong to the files")
+        codes_beyond = counted(wrong, "code", "codes")
+        raise InputError(f"column '{column}' has {codes_beyond} beyond its {len(classes)} classes; the names do not belong to the files")
     return codes.map(lambda code: classes[code] if code >= 0 else None, na_action="ignore").astype("string")
 
 
