@@ -48,7 +48,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (NonFiniteLossError("the loss is NaN"), 4, "error: the loss is NaN\n"),
         (DiskFullError("no space"), 4, "error: no space\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache.bin"), 4, "error: no space is left on the device: cache.bin"),
-        (PermissionError(errno.EACCES, "Permission denied", "out"), 4, "error: permission denied: out\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out"), 4,
+            "error: permission denied: out; give yourself the right to it, or choose another place\n",
+        ),
         (MemoryError(), 4, "error: memory ran out"),
         (KeyboardInterrupt(), 130, "interrupted; the last complete state is saved"),
     ],

@@ -146,7 +146,9 @@ def test_spaces_and_other_alphabets(frame: pd.DataFrame, source: Path, tmp_path:
 
 def test_seeds_are_named_one_by_one(prepared: Path, tmp_path: Path, say: Say, refused: Callable[..., str]) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
-    assert say("train", f"data={prepared}", *TINY, "seeds=0,1", f"out={runs}")[0] == 0
+    code, said, _ = say("train", f"data={prepared}", *TINY, "seeds=0,1", f"out={runs}")
+    assert code == 0
+    assert said.splitlines() == [*(f"Report: {runs / f'seed={seed}' / 'report.html'}" for seed in (0, 1)), str(runs)]
     assert "holds 2 runs; name one of them" in refused(2, "predict", f"model={runs}", f"data={prepared}", f"out={out}")
     assert "holds 2 runs; name one of them" in refused(2, "export", f"model={runs}", f"out={out}")
     assert not out.exists()

@@ -184,5 +184,9 @@ def test_counts_that_are_not_the_published_ones_are_said():
         "data": {"n": 9},
     }
     found = card_findings(card)
-    assert [item["code"] for item in found] == ["leak", "leak", "counts"]
+    assert [item["code"] for item in found] == ["no_groups", "leak", "leak", "counts"]
+    assert found[0]["text"].startswith("No attribute was prepared: nothing could be looked at by group")
+    group = {"train": {"n": 9, "n_patients": 9}, "all": {"n": 9, "n_patients": 9}}
+    one = card_findings({**card, "attributes": {"sex": {"(everyone)": group, "f": group}, "age": {"(everyone)": group, "a": group, "b": group}}})
+    assert [item["text"] for item in one if item["code"] == "no_groups"] == ["sex has one group alone: nothing could be compared by it."]
     assert "9 were found, the provider says 10 (paper) or 12 (site)" in found[-1]["text"]

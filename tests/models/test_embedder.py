@@ -85,6 +85,7 @@ def test_auto_takes_bf16_only_where_it_agrees(monkeypatch, classifier, images):
     refused = LocalEmbedder(classifier)
     assert refused.settle(images) == "fp32"
     assert not refused.agreement.accepted
+    assert str(refused.agreement) == "of 10 images the cosine is at least -1.0000, and scores correlate by -1.0000"
 
 
 def test_auto_without_the_instructions_is_fp32(monkeypatch, classifier, images):

@@ -13,7 +13,7 @@ from evenhand.data.datasets import PreparedData
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
 from evenhand.errors import InputError
-from evenhand.runs.card import source_facts
+from evenhand.runs.card import card_lines, source_facts
 
 
 def card_of(page):
@@ -182,6 +182,9 @@ def test_every_kind_of_label_and_no_attributes(tmp_path, kind):
         assert card["labels"]["q"]["n_unlabelled"] == 30
     if kind == "plain":
         assert "No attribute was prepared" in text
+        assert card["findings"][0]["code"] == "no_groups"
+        assert "othing stands out" not in text
+        assert not any("nothing stands out" in line for line in card_lines(page))
         assert card["probe"]["attributes"] == {}
     else:
         assert card["attributes"]["sex"]["(missing)"]["all"]["n"] == 18

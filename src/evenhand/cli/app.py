@@ -125,7 +125,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         _say(f"error: no space is left on the device{_named(error)}; free some and run the same command again")
     elif isinstance(error, OSError) and error.strerror:
-        _say(f"error: {error.strerror.lower()}{_named(error)}")
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        advice = "; give yourself the right to it, or choose another place" if denied else ""
+        _say(f"error: {error.strerror.lower()}{_named(error)}{advice}")
     elif isinstance(error, MemoryError):
         _say("error: memory ran out; use smaller batches (data.batch_size=, model.embed_batch_size=) or fewer columns")
     else:

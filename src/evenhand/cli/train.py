@@ -23,4 +23,8 @@ def train_command(overrides: Overrides = None, config_dir: ConfigDir = None, pri
 
     from evenhand.runs.train import train
 
-    typer.echo(os.fspath(train(config)))
+    run = train(config)
+    for one in run.seeds:
+        if (one.root / "report.html").is_file():
+            typer.echo(f"Report: {one.root / 'report.html'}")
+    typer.echo(os.fspath(run))

@@ -139,6 +139,7 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
         InputError: ``out`` holds something else.
         DiskFullError: no room; nothing half-written is left.
     """
+    check_writable(out)
     notes = list(origin.notes)
     frame = _plain_ages(frame, spec, notes)
     frame = _without_repeats(frame, notes)
@@ -185,6 +186,20 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
                     path.rmdir()
         raise
     return PreparedData.open(out)
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a place that cannot be written, without writing anything; several processes may ask at once.
+
+    Raises:
+        InputError: a file is in the way, or the right is lacking.
+    """
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if place.is_file() and place != out:
+        raise InputError(f"{out} cannot be written: {place} is a file; choose another folder for the data set")
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        advice = "give yourself the right, or choose another folder for the data set"
+        raise InputError(f"{out} cannot be written: there is no right to write in {place}; {advice}")
 
 
 def _without_rest(frame: pd.DataFrame) -> pd.DataFrame:

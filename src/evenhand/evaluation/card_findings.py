@@ -25,10 +25,11 @@ def card_findings(card: Json) -> list[dict[str, str]]:
         card: the dictionary of card.json.
 
     Returns:
-        Records of ``code`` (leak, near_duplicates, shortcut, association, readable, statistics, missing, small_group,
+        Records of ``code`` (no_groups, leak, near_duplicates, shortcut, association, readable, statistics, missing, small_group,
         counts) and ``text``, in this order.
     """
     return [
+        *_no_groups(card),
         *_leaks(card),
         *_near(card),
         *_associations(card),
@@ -46,6 +47,19 @@ def _record(code: str, text: str) -> dict[str, str]:
 
 def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}".replace(",", "\u202f")
+
+
+def _no_groups(card: Json) -> list[dict[str, str]]:
+    """What nobody could have found: sets without an attribute, and attributes of one group."""
+    attributes = card["attributes"]
+    if not attributes:
+        text = (
+            "No attribute was prepared: nothing could be looked at by group, neither who is in the set nor shortcuts. "
+            "Prepare it again with --attributes, if it has any."
+        )
+        return [_record("no_groups", text)]
+    single = [name for name, groups in attributes.items() if len(set(groups) - {MISSING, OVERALL}) < 2]
+    return [_record("no_groups", f"{name} has one group alone: nothing could be compared by it.") for name in single]
 
 
 def _leaks(card: Json) -> list[dict[str, str]]:

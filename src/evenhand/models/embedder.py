@@ -115,7 +115,7 @@ class LocalEmbedder:
             with torch.inference_mode():
                 self.agreement = measure_agreement(self._embed(sample, "fp32"), self._embed(sample, "bf16"))
             self.settled = "bf16" if self.agreement.accepted else "fp32"
-            logger.info("embedding precision auto: %s (%s)", self.settled, self.agreement)
+            logger.info("embedding precision auto: %s (bf16 beside fp32: %s)", self.settled, self.agreement)
         return self.settled or "fp32"
 
     def describe(self) -> dict[str, Any]:

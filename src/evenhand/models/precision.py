@@ -41,6 +41,11 @@ class Agreement:
     score_correlation: float
     accepted: bool
 
+    def __str__(self) -> str:
+        """In words, for the log."""
+        images = f"{self.n_images} image{'' if self.n_images == 1 else 's'}"
+        return f"of {images} the cosine is at least {self.min_cosine:.4f}, and scores correlate by {self.score_correlation:.4f}"
+
     def to_json(self) -> dict[str, Any]:
         """As a dictionary; NaN becomes None."""
         return {key: None if value != value else value for key, value in asdict(self).items()}

@@ -32,6 +32,7 @@ FOOT = (
     "patients, sites or devices that are not in these data, and what it does not find may still be there."
 )
 FINDINGS = {
+    "no_groups": "No groups",
     "leak": "Leak",
     "near_duplicates": "Near-duplicates",
     "shortcut": "Possible shortcut",

@@ -243,6 +243,25 @@ def test_folders_that_may_not_be_read(raw: Path, tmp_path: Path, monkeypatch: py
     assert f"{raw / 'images'} cannot be read (permission denied)" in refusal(raw, tmp_path / "out").summary
 
 
+def test_a_place_that_may_not_be_written_is_refused_before_anything_is_read(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the operating system refuses it to all but the super-user; on file systems that are mounted to be read, to all."""
+    usual = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "theirs" and usual(path, mode))
+    (tmp_path / "theirs").mkdir()
+    for out in (tmp_path / "theirs" / "prepared" / "nih", tmp_path / "theirs" / "nih"):
+        said = refusal(raw, out).summary
+        assert said == (
+            f"{out} cannot be written: there is no right to write in {tmp_path / 'theirs'}; "
+            "give yourself the right, or choose another folder for the data set"
+        )
+    with pytest.raises(InputError, match="no right to write in"):
+        works(raw, tmp_path / "theirs")
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is a file; choose another folder" in refusal(raw, tmp_path / "file" / "nih").summary
+
+
 @pytest.mark.parametrize("inside", [".", "images", "prepared/nih"])
 def test_nothing_is_written_into_the_raw_folder(raw: Path, inside: str) -> None:
     with pytest.raises(InputError, match=r"lies inside the raw folder .*; choose a folder outside it"):

@@ -82,6 +82,14 @@ def test_a_malicious_pickle_is_refused_before_anything_is_written(miniature: Cal
     assert not harm.exists()
 
 
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: bytes(range(256))])
+def test_a_damaged_pickle_says_what_to_do(miniature: Callable[..., Path], damage: Callable[[bytes], bytes]) -> None:
+    path = miniature("medfair") / "pkls" / "val_images.pkl"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ImageError, match=r"val_images\.pkl: .*; write it again with MEDFAIR's notebook, or .* --option images=files$"):
+        found("medfair", path.parents[1])
+
+
 def test_bad_tables_are_said(miniature: Callable[..., Path]) -> None:
     root = miniature("medfair")
     with (root / "pkls" / "val_images.pkl").open("wb") as stream:

@@ -16,7 +16,7 @@ import evenhand
 from evenhand.data.amounts import counted
 from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
-from evenhand.data.prepare import REST, Origin, Settings, make_spec, prepare_frame
+from evenhand.data.prepare import REST, Origin, Settings, check_writable, make_spec, prepare_frame
 from evenhand.data.sources.base import Choice, Found, Info, SplitRule, Task
 from evenhand.data.sources.inventory import take_stock
 from evenhand.data.sources.raw import RawFolder
@@ -116,6 +116,7 @@ def prepare_source(
     finished = _finished(Path(out), call)
     if finished is not None:
         return finished
+    check_writable(Path(out))
     log.info("looking through %s as %s", raw, info.title)
     found: Found = source.read(folder, choice)
     _check_place(folder.root, Path(out))

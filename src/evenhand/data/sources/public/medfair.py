@@ -173,7 +173,8 @@ def _pickled(raw: RawFolder, table: pd.DataFrame, pickles: dict[str, str | None]
         try:
             images = len(open_pickled(path))
         except ImageError as error:
-            raise ImageError(f"{path}: {error.summary}") from error
+            advice = "write it again with MEDFAIR's notebook, or have the pictures themselves read: --option images=files"
+            raise ImageError(f"{path}: {error.summary}; {advice}") from error
         rows = int(table["part"].eq(part).sum())
         if images != rows:
             has, lines = counted(images, "image", "images"), counted(rows, "row", "rows")
