@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from evenhand.data import references
+from evenhand.data import parquet_cells
 from evenhand.data.building import files_key
 from evenhand.data.cache import build_cache
 from evenhand.data.images import Header, probe_image, read_image
@@ -85,11 +85,11 @@ def test_rows_of_a_parquet_file(table: Path) -> None:
 
 
 def test_a_row_group_is_read_once_for_consecutive_rows(table: Path) -> None:
-    references._row_group.cache_clear()
+    parquet_cells._row_group.cache_clear()
     for k in range(6):
         probe_image(f"{table}#row={k}")
-    assert references._row_group.cache_info().misses == 2
-    assert references._row_group.cache_info().hits == 4
+    assert parquet_cells._row_group.cache_info().misses == 2
+    assert parquet_cells._row_group.cache_info().hits == 4
 
 
 @pytest.mark.parametrize(

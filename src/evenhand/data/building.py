@@ -1,7 +1,8 @@
 """How one machine builds an image cache: space is taken first, chunks are entered in a journal, the manifest is written last.
 
 While it is being built the folder holds ``building.json`` and ``journal.jsonl`` (the chunks that are done), from which a killed
-build goes on.
+build goes on, and ``unpacked`` where large packed files are read (`evenhand.data.unpacking`). A chunk is entered after its images have
+been synced to the disk, so that a power cut leaves no entry without its images.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.data import parquet_cells, unpacking
 from evenhand.data.cache_files import write_manifest
 from evenhand.data.decoding import HASH_BYTES, Decoded, Grid, chunks, decode_chunk, probe_chunk, run_chunks
 from evenhand.data.images import Header
@@ -59,12 +61,14 @@ def files_key(names: Sequence[str]) -> str:
 
 
 def _state(file: str) -> str:
-    """Size and time of change; of a folder's files all, because its own time does not tell when one is written over."""
+    """Size and time of change; of a folder's files all, because its own time does not tell when one is written over.
+
+    With them those of the files that this one needs: the values of an Analyze header, images that a parquet file only names.
+    """
     try:
         stat = os.stat(file)
         if not S_ISDIR(stat.st_mode):
-            pair = _other_half(file)
-            return f"{stat.st_size} {stat.st_mtime_ns}" + (f" {_state(pair)}" if pair else "")
+            return " ".join([f"{stat.st_size} {stat.st_mtime_ns}", *map(_state, _needed(file))])
         digest = hashlib.sha256()
         for entry in sorted(os.scandir(file), key=lambda entry: entry.name):
             if entry.is_file():
@@ -75,13 +79,15 @@ def _state(file: str) -> str:
         return "missing"
 
 
-def _other_half(file: str) -> str | None:
-    """The values of an Analyze header."""
+def _needed(file: str) -> list[str]:
     for header, values in ((".hdr", ".img"), (".HDR", ".IMG")):
         for packed in ("", ".gz"):
             if file.endswith(header + packed):
-                return file.removesuffix(header + packed) + values + packed
-    return None
+                return [file.removesuffix(header + packed) + values + packed]
+    if file.lower().endswith(".parquet"):
+        with suppress(ImageError, ValueError):  # damaged: said when it is read
+            return parquet_cells.files_beside(file)
+    return []
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -99,11 +105,13 @@ def unreadable(failed: dict[int, str], names: Sequence[str]) -> ImageError:
     return ImageError(summary, lines)
 
 
-def clear(folder: Path) -> None:
-    """Remove what a build has begun."""
+def clear(folder: Path, unpacked_stays: bool = False) -> None:
+    """Remove what a build has begun; unpacked files are known again by their names, and may stay."""
     for name in ("journal.jsonl", "building.json", "images.bin", "hashes.npy"):
         with suppress(FileNotFoundError):
             (folder / name).unlink()
+    if not unpacked_stays:
+        unpacking.remove(folder / unpacking.FOLDER)
 
 
 def build_alone(names: list[str], folder: Path, key: dict[str, Any], workers: int, keep_going: bool, progress: bool) -> None:
@@ -114,14 +122,14 @@ def build_alone(names: list[str], folder: Path, key: dict[str, Any], workers: in
         InputError: the folder holds an unfinished cache of other files or settings.
         DiskFullError: no room.
     """
-    state = _start(names, folder, key, workers, progress)
+    state, places = _start(names, folder, key, workers, progress)
     failed = {int(position): reason for position, reason in state["failed"].items()}
     if len(failed) == len(names):
         clear(folder)
         raise unreadable(failed, names)
     grid = Grid(str(folder / "images.bin"), key["size"], key["resize"], state["channels"], state["bits"])
     hashes = np.zeros((len(names), HASH_BYTES), np.uint8)
-    for done in _decode(names, folder, grid, failed, workers, progress):
+    for done in _decode(places, folder, grid, failed, workers, progress):
         failed.update(done.failed)
         hashes[done.start : done.start + len(done.hashes)] = np.frombuffer(b"".join(done.hashes), np.uint8).reshape(-1, HASH_BYTES)
     if failed and (not keep_going or len(failed) == len(names)):
@@ -130,30 +138,70 @@ def build_alone(names: list[str], folder: Path, key: dict[str, Any], workers: in
     _finish(folder, grid, key, hashes, failed)
 
 
-def _start(names: list[str], folder: Path, key: dict[str, Any], workers: int, progress: bool) -> dict[str, Any]:
-    """Look at all headers and reserve the space; or take up what a killed build has left."""
+def _start(
+    names: list[str], folder: Path, key: dict[str, Any], workers: int, progress: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Look at all headers and reserve the space; or take up what a killed build has left. Also where the images are read from."""
+    state: dict[str, Any] | None = None
     with suppress(FileNotFoundError, ValueError):
-        state: dict[str, Any] = json.loads((folder / "building.json").read_text())
+        state = json.loads((folder / "building.json").read_text())
+    if state is not None:
         if state["key"] != key:
             raise InputError(f"{folder} holds an unfinished cache of {difference(state['key'], key)}; choose another folder, or delete it")
         log.info("going on with the unfinished cache in %s", folder)
-        return state
-    clear(folder)
-    state = plan_grid(names, key, workers, progress)
+        done = {chunk.start for chunk in _read_journal(folder / "journal.jsonl", len(names))}
+        finished = all(start in done for start in range(0, len(names), CHUNK))
+        return state, names if finished else unpack_large(names, folder / unpacking.FOLDER, 0, progress)[0]
+    clear(folder, unpacked_stays=True)
+    places, damaged = unpack_large(names, folder / unpacking.FOLDER, len(names) * key["size"] ** 2, progress)
+    state = plan_grid(places, key, workers, progress, damaged)
     if len(state["failed"]) < len(names):
         grid = Grid(str(folder / "images.bin"), key["size"], key["resize"], state["channels"], state["bits"])
         _reserve(Path(grid.path), len(names) * grid.row_bytes)
         write_atomic(folder / "building.json", json.dumps(state).encode())
-    return state
+    return state, places
 
 
-def plan_grid(names: list[str], key: dict[str, Any], workers: int, progress: bool) -> dict[str, Any]:
-    """Look at all headers: channels and bits of the cache, and the files that cannot be read."""
+def unpack_large(names: list[str], folder: Path, beside: int, progress: bool) -> tuple[list[str], dict[int, str]]:
+    """Unpack the large packed files among the images, as far as that is not done.
+
+    Args:
+        names: image files and references, in row order.
+        folder: where they are unpacked.
+        beside: bytes that will be written beside them at least.
+        progress: show a progress bar.
+
+    Returns:
+        Where every image is read from, and position -> reason for those whose file is damaged.
+
+    Raises:
+        DiskFullError: no room.
+    """
+    large = unpacking.find_large(names, folder)
+    absent = [part for part in large if not part.target.exists()]
+    damaged: dict[int, str] = {}
+    if absent:
+        n_bytes = sum(part.n_bytes for part in absent)
+        check_room(folder.parent, n_bytes + beside, "the image cache, and large packed files beside it while it is built,")
+        log.info("unpacking %d large files into %s (%.3g GB), which is removed at the end", len(absent), folder, n_bytes / 1e9)
+        with progress_bar("unpacking large files (bytes)", n_bytes, progress) as advance:
+            for part in absent:
+                try:
+                    unpacking.unpack(part, advance)
+                except ImageError as error:
+                    damaged.update(dict.fromkeys(part.rows, error.summary))
+    return unpacking.placed(names, large), damaged
+
+
+def plan_grid(names: list[str], key: dict[str, Any], workers: int, progress: bool, damaged: Mapping[int, str]) -> dict[str, Any]:
+    """Look at all headers: channels and bits of the cache, and the files that cannot be read, with those known to be damaged."""
+    files = [None if position in damaged else name for position, name in enumerate(names)]
     headers: dict[int, Header | str] = {}
     with progress_bar("looking at headers", len(names), progress) as advance:
-        for start, found in run_chunks(probe_chunk, chunks(names, 8 * CHUNK), workers if len(names) > 5000 else 1):
+        for start, found in run_chunks(probe_chunk, chunks(files, 8 * CHUNK), workers if len(names) > 5000 else 1):
             headers.update(enumerate(found, start=start))
             advance(len(found))
+    headers.update(damaged)
     good = [header for header in headers.values() if isinstance(header, Header)]
     return {
         "key": key,
@@ -163,7 +211,7 @@ def plan_grid(names: list[str], key: dict[str, Any], workers: int, progress: boo
     }
 
 
-def check_room(folder: Path, n_bytes: int) -> None:
+def check_room(folder: Path, n_bytes: int, what: str = "the image cache") -> None:
     """Refuse to begin where the disk is too small.
 
     Raises:
@@ -172,7 +220,7 @@ def check_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise DiskFullError(
-            f"the image cache needs {n_bytes / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB free; "
+            f"{what} needs {n_bytes / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB free; "
             "free some space or choose another folder"
         )
 
@@ -185,6 +233,7 @@ def _reserve(path: Path, n_bytes: int) -> None:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         else:
             file.truncate(n_bytes)
+        os.fsync(file.fileno())
 
 
 def _decode(names: list[str], folder: Path, grid: Grid, failed: dict[int, str], workers: int, progress: bool) -> Iterator[Decoded]:
@@ -210,11 +259,10 @@ def _decode(names: list[str], folder: Path, grid: Grid, failed: dict[int, str], 
 def _read_journal(path: Path, n: int) -> list[Decoded]:
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # killed in the middle of a line
-        write_atomic(path, whole.encode())
-    return [done for done in map(parse_line, whole.splitlines()) if done.start < n]
+    found, whole = journal_lines(path.read_bytes())
+    if not whole:
+        write_atomic(path, "".join(map(journal_line, found)).encode())
+    return [done for done in found if done.start < n]
 
 
 def journal_line(done: Decoded) -> str:
@@ -222,10 +270,18 @@ def journal_line(done: Decoded) -> str:
     return json.dumps({"start": done.start, "hashes": [value.hex() for value in done.hashes], "failed": done.failed}) + "\n"
 
 
-def parse_line(line: str) -> Decoded:
-    """What `journal_line` has written."""
-    record = json.loads(line)
-    return Decoded(record["start"], tuple(map(bytes.fromhex, record["hashes"])), {int(k): v for k, v in record["failed"].items()})
+def journal_lines(data: bytes) -> tuple[list[Decoded], bool]:
+    """The chunks in a journal, and whether all of it could be read: a kill leaves half a line, a power cut perhaps other bytes."""
+    lines = data.split(b"\n")
+    found, whole = [], lines.pop() == b""
+    for line in lines:
+        try:
+            record = json.loads(line)
+            hashes = tuple(map(bytes.fromhex, record["hashes"]))
+            found.append(Decoded(record["start"], hashes, {int(k): v for k, v in record["failed"].items()}))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            whole = False
+    return found, whole
 
 
 def _finish(folder: Path, grid: Grid, key: dict[str, Any], hashes: npt.NDArray[np.uint8], failed: dict[int, str]) -> None:
@@ -245,6 +301,7 @@ def _finish(folder: Path, grid: Grid, key: dict[str, Any], hashes: npt.NDArray[n
     with open(grid.path, "r+b") as file, disk_errors(folder):
         file.truncate(len(hashes) * grid.row_bytes)
         os.fsync(file.fileno())
+    unpacking.remove(folder / unpacking.FOLDER)
     write_manifest(folder, shape, dtype, hashes, key, failed)
     for name in ("journal.jsonl", "building.json"):
         (folder / name).unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def probe_chunk(chunk: Chunk) -> tuple[int, list[Header | str]]:
 
 
 def decode_chunk(task: tuple[Grid, Chunk]) -> Decoded:
-    """Decode, resize and write every file of a chunk to its place."""
+    """Decode, resize and write every file of a chunk to its place; when it returns they are on the disk."""
     grid, chunk = task
     hashes: list[bytes] = []
     failed: dict[int, str] = {}
@@ -94,6 +94,7 @@ def decode_chunk(task: tuple[Grid, Chunk]) -> Decoded:
             if row:
                 _write_at(descriptor, row, (position - grid.first) * grid.row_bytes)
             hashes.append(hashlib.blake2b(row, digest_size=HASH_BYTES).digest())
+        _sync(descriptor)
     finally:
         os.close(descriptor)
     return Decoded(chunk.start, tuple(hashes), failed)
@@ -104,6 +105,11 @@ def _write_at(descriptor: int, row: bytes, offset: int) -> None:
     os.lseek(descriptor, offset, os.SEEK_SET)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _sync(descriptor: int) -> None:
+    """Written values, not the time of change, outlast a power cut."""
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(descriptor)
 
 
 def chunks(files: Sequence[str | None], length: int) -> Iterator[Chunk]:

@@ -16,7 +16,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -65,12 +65,17 @@ def dicom_bits_channels(stream: BinaryIO, view: View = PLAIN) -> tuple[int, int]
     with quiet():
         header = read_dataset(stream, pixels=False)
         pick_frame(header, view)
-        try:
-            palette = header.PhotometricInterpretation == "PALETTE COLOR"
-            bits = int(header.RedPaletteColorLookupTableDescriptor[2] if palette else header.BitsStored)
-            return (16 if bits > 8 else 8), 3 if palette else int(header.SamplesPerPixel)
-        except BROKEN as error:
-            raise ImageError(f"not a readable DICOM image ({_reason(error)})") from error
+        return dataset_bits_channels(header)
+
+
+def dataset_bits_channels(header: Any) -> tuple[int, int]:
+    """As `dicom_bits_channels`, of a header that has been read."""
+    try:
+        palette = header.PhotometricInterpretation == "PALETTE COLOR"
+        bits = int(header.RedPaletteColorLookupTableDescriptor[2] if palette else header.BitsStored)
+        return (16 if bits > 8 else 8), 3 if palette else int(header.SamplesPerPixel)
+    except BROKEN as error:
+        raise ImageError(f"not a readable DICOM image ({_reason(error)})") from error
 
 
 def decode_dicom(data: bytes, view: View = PLAIN) -> npt.NDArray[Any]:
@@ -83,15 +88,19 @@ def decode_dicom(data: bytes, view: View = PLAIN) -> npt.NDArray[Any]:
     with quiet():
         dataset = read_dataset(BytesIO(data), pixels=True)
         frame = pick_frame(dataset, view)
-        stored = stored_values(dataset, frame)
-        try:
-            if dataset.PhotometricInterpretation == "PALETTE COLOR":
-                return _palette(dataset, stored)
-            if int(dataset.SamplesPerPixel) == 3:
-                return stored if stored.dtype == np.uint8 else _quantise(stored / (2.0 ** int(dataset.BitsStored) - 1), 16)
-            return _shown(frame_header(dataset, frame), stored, view)
-        except BROKEN as error:
-            raise ImageError(f"DICOM pixel data cannot be decoded ({_reason(error)})") from error
+        return dataset_pixels(dataset, stored_values(dataset, frame), frame, view)
+
+
+def dataset_pixels(dataset: Any, stored: npt.NDArray[Any], frame: int, view: View) -> npt.NDArray[Any]:
+    """As `decode_dicom`, from the header and the stored values of one frame."""
+    try:
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            return _palette(dataset, stored)
+        if int(dataset.SamplesPerPixel) == 3:
+            return stored if stored.dtype == np.uint8 else _quantise(stored / (2.0 ** int(dataset.BitsStored) - 1), 16)
+        return _shown(frame_header(dataset, frame), stored, view)
+    except BROKEN as error:
+        raise ImageError(f"DICOM pixel data cannot be decoded ({_reason(error)})") from error
 
 
 def _shown(header: Any, stored: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
@@ -256,14 +265,21 @@ def pick_frame(dataset: Any, view: View) -> int:
     return view.frame or 0
 
 
-def stored_values(dataset: Any, frame: int | None) -> npt.NDArray[Any]:
+def stored_values(
+    dataset: Any, frame: int | None, decoded: Callable[[], npt.NDArray[Any]] | None = None
+) -> npt.NDArray[Any]:
     """Decoded values as they are stored, colours as RGB: of one frame, or with None of all, (frames, h, w).
+
+    Args:
+        dataset: the header, with the pixels unless ``decoded`` is given.
+        frame: from 0.
+        decoded: decodes the frame from somewhere else.
 
     Raises:
         ImageError: missing or damaged, or no decoder that can.
     """
     try:
-        return decode(dataset, frame)
+        return decode(dataset, frame) if decoded is None else decoded()
     except BROKEN as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         packed = syntax.is_compressed and syntax != _DEFLATED

@@ -10,10 +10,10 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -66,11 +66,33 @@ def decode(dataset: Any, frame: int | None) -> npt.NDArray[Any]:
     """
     from pydicom.pixels.utils import pixel_array
 
-    if dataset.file_meta.TransferSyntaxUID == _BASELINE:
+    return _decoded(dataset.file_meta.TransferSyntaxUID, lambda plugin: pixel_array(dataset, index=frame, decoding_plugin=plugin))
+
+
+def decode_open(file: BinaryIO, options: dict[str, Any], frame: int) -> npt.NDArray[Any]:
+    """As `decode`, of a file that stands where its pixels begin: only the frame that is asked for is read.
+
+    Args:
+        file: stands there again afterwards.
+        options: of the header, as the DICOM library asks for them.
+        frame: from 0.
+    """
+    syntax = options["transfer_syntax_uid"]
+    decoder, start = find_decoder(syntax), file.tell()
+
+    def frame_by(plugin: str) -> Any:
+        file.seek(start)
+        return decoder.as_array(file, index=frame, validate=True, raw=False, decoding_plugin=plugin, **options)[0]
+
+    return _decoded(syntax, frame_by)
+
+
+def _decoded(syntax: Any, decode_by: Callable[[str], Any]) -> npt.NDArray[Any]:
+    if syntax == _BASELINE:
         with suppress(AttributeError, NotImplementedError, OSError, RuntimeError, ValueError):
-            return np.asarray(pixel_array(dataset, index=frame, decoding_plugin="pillow"))
+            return np.asarray(decode_by("pillow"))
     try:
-        return np.asarray(pixel_array(dataset, index=frame))
+        return np.asarray(decode_by(""))
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # decoders in Rust raise it beside all classes of exceptions
             raise

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.data.dicom import PHOTOMETRIC, View, frame_header, pick_frame, quiet, read_dataset, stored_values
+from evenhand.data.dicom_frames import OpenFrames
 from evenhand.data.images import is_dicom
 from evenhand.errors import ImageError
 
@@ -35,9 +36,8 @@ class DicomFrames:
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        with quiet(), open(path, "rb") as stream:
-            header = read_dataset(stream, pixels=False)
+        self._frames = OpenFrames(path)
+        header = self._frames.header
         n = int(header.get("NumberOfFrames", 1) or 1)
         if n == 1:
             raise ImageError("DICOM file has one frame, so it is an image and takes no 'axis'")
@@ -46,12 +46,14 @@ class DicomFrames:
 
     def __getitem__(self, index: tuple[Any, ...]) -> Any:
         first, *rest = index
-        with quiet(), open(self._path, "rb") as stream:
-            dataset = read_dataset(stream, pixels=True)
+        with quiet():
             if not isinstance(first, slice):
-                return _modality(dataset, first)[tuple(rest)]
+                return self._frame(first)[tuple(rest)]
             frames = range(*first.indices(self.shape[0]))
-            return np.stack([_modality(dataset, frame)[tuple(rest)] for frame in frames])
+            return np.stack([self._frame(frame)[tuple(rest)] for frame in frames])
+
+    def _frame(self, frame: int) -> npt.NDArray[np.float32]:
+        return _modality(self._frames.header, self._frames.stored(frame), frame)
 
 
 class DicomSeries:
@@ -107,7 +109,8 @@ class DicomSeries:
     def _slice(self, k: int) -> npt.NDArray[np.float32]:
         with quiet(), open(self._files[k], "rb") as stream:
             dataset = read_dataset(stream, pixels=True)
-            return _modality(dataset, pick_frame(dataset, View()))
+            frame = pick_frame(dataset, View())
+            return _modality(dataset, stored_values(dataset, frame), frame)
 
 
 def _inverted(photometric: str) -> bool:
@@ -116,10 +119,10 @@ def _inverted(photometric: str) -> bool:
     return photometric == _GREY[0]
 
 
-def _modality(dataset: Any, frame: int) -> npt.NDArray[np.float32]:
+def _modality(header: Any, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.float32]:
     from pydicom.pixels.processing import apply_modality_lut
 
-    return np.asarray(apply_modality_lut(stored_values(dataset, frame), frame_header(dataset, frame)), dtype=np.float32)
+    return np.asarray(apply_modality_lut(stored, frame_header(header, frame)), dtype=np.float32)
 
 
 def _headers(folder: str) -> list[tuple[str, Any]]:

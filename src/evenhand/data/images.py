@@ -11,9 +11,12 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from weakref import finalize
 from zipfile import ZipFile
 
 import numpy as np
@@ -29,6 +32,7 @@ RESIZES = ("crop", "pad", "stretch")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _ORIENTATION = 0x0112
 _MOST_VALUES = 1 << 30  # of a NumPy image; about what Pillow allows for colour images
+_pages_lock = Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "F", "I")
 
 
@@ -77,7 +81,10 @@ def _probe(stream: BinaryIO, page: int | None = None) -> Header:
         return array_header(shape, dtype)
     if _is_deep_colour_png(head):
         return Header(16, 1 if head[25] == 4 else 3)
-    image = _open(stream, page)
+    return _pillow_header(_open(stream, page))
+
+
+def _pillow_header(image: Image.Image) -> Header:
     deep = image.mode.startswith("I") or image.mode == "F"
     return Header(16 if deep else 8, 1 if deep or image.mode in _GREY_MODES else 3)
 
@@ -112,15 +119,56 @@ def read_image(path: str | Path) -> Pixels:
 def probe_page(path: str | Path, page: int | None) -> Header:
     """As `probe_image`, of one page of a TIFF file (from 0)."""
     with _reworded(), _stream(path) as stream:
-        return _probe(stream, page)
+        if page is None or not _is_tiff(stream):
+            return _probe(stream, page)
+        with _kept_page(path, page, os.fstat(stream.fileno())) as image:
+            return _pillow_header(image)
 
 
 def read_page(path: str | Path, page: int | None) -> Pixels:
     """As `read_image`, of one page of a TIFF file (from 0)."""
     with _reworded():
         with _stream(path) as stream:
-            data = stream.read()
-        return decode_image(data, page)
+            if page is None or not _is_tiff(stream):
+                return decode_image(stream.read(), page)
+            state = os.fstat(stream.fileno())
+        with _truncation_is_an_error(), _kept_page(path, page, state) as image:
+            image.load()
+            pixels = _image_pixels(image)
+        if 0 in pixels.shape:
+            raise ImageError(f"image is empty, its shape is {pixels.shape}")
+        return pixels
+
+
+def _is_tiff(stream: BinaryIO) -> bool:
+    head = stream.read(4)
+    stream.seek(0)
+    return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@contextmanager
+def _kept_page(path: str | Path, page: int, state: os.stat_result) -> Iterator[Image.Image]:
+    """A page of a TIFF file that stays open, with the places of the pages that were seen, for its next pages."""
+    with _pages_lock:
+        try:
+            image = _kept_file(os.fspath(path), state.st_size, state.st_mtime_ns)
+            _turn_to(image, page)
+            yield image
+        except BaseException:  # a page that cannot be read may leave the file in any state
+            _kept_file.cache_clear()
+            raise
+
+
+@lru_cache(maxsize=1)
+def _kept_file(path: str, size: int, changed: int) -> Image.Image:
+    stream = _stream(path)
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except BaseException:
+        stream.close()
+        raise
+    finalize(image, stream.close)
+    return image
 
 
 def decode_image(data: bytes, page: int | None = None) -> Pixels:
@@ -279,18 +327,22 @@ def _require_complete(data: bytes) -> None:
 
 def _open(stream: BinaryIO, page: int | None = None) -> Image.Image:
     image = Image.open(stream, formats=FORMATS)
+    _turn_to(image, page)
+    return image
+
+
+def _turn_to(image: Image.Image, page: int | None) -> None:
     pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # MPO: a phone photograph with a preview beside it
     if page is None and pages > 1:
         raise ImageError(f"{image.format} file has {pages} pages, but one row of the table is one image; name one, as in '#frame=0'")
     if page is not None and page >= pages:
         raise ImageError(f"frame {page} is out of range, the {image.format} file has {pages} page{'s' if pages > 1 else ''}")
-    if page:
+    if page is not None and pages > 1:
         image.seek(page)
     if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "CMYK", "LA"):
         bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
         if max(bits) > 8:
             raise ImageError(f"colour TIFF with {max(bits)} bits a channel is not read without loss; convert it to 16-bit PNG")
-    return image
 
 
 def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
@@ -300,6 +352,11 @@ def _decode_pillow(data: bytes, page: int | None = None) -> Pixels:
     with _truncation_is_an_error():
         image = _open(BytesIO(data), page)
         grey = _load(image)
+    return _image_pixels(image, grey)
+
+
+def _image_pixels(image: Image.Image, grey: npt.NDArray[np.uint8] | None = None) -> Pixels:
+    """The pixels of an image that is loaded; grey ones that are in an array already are given with it."""
     if image.getexif().get(_ORIENTATION, 1) != 1:  # asked here, because the function below copies every image
         image = ImageOps.exif_transpose(image)
     elif grey is not None:

@@ -33,7 +33,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +244,10 @@ def probe_reference(reference: Reference) -> Header:
         return images.probe_page(reference.path, reference.whole("frame"))
     if kind == "dicom" and "axis" not in reference.keys:
         from evenhand.data.dicom import dicom_bits_channels
+        from evenhand.data.dicom_frames import frame_bits_channels
 
+        if "frame" in reference.keys:
+            return images.Header(*frame_bits_channels(reference.path, stamp(reference.path), _view(reference)))
         with open(reference.path, "rb") as stream:
             return images.Header(*dicom_bits_channels(stream, _view(reference)))
     from evenhand.data.volumes import Rule, open_volume
@@ -270,7 +272,10 @@ def read_reference(reference: Reference) -> Pixels:
         return images.read_page(reference.path, reference.whole("frame"))
     if kind == "dicom" and "axis" not in reference.keys:
         from evenhand.data.dicom import decode_dicom
+        from evenhand.data.dicom_frames import decode_frame
 
+        if "frame" in reference.keys:
+            return decode_frame(reference.path, stamp(reference.path), _view(reference))
         return decode_dicom(Path(reference.path).read_bytes(), _view(reference))
     from evenhand.data.volumes import Rule, open_volume
 
@@ -344,45 +349,9 @@ def _pickled(reference: Reference) -> Any:
 
 def _parquet_cell(reference: Reference) -> bytes:
     """The encoded image in a row of a parquet file."""
+    from evenhand.data.parquet_cells import read_cell
+
     row = reference.whole("row")
     if row is None:
         raise ImageError("a reference into a parquet file must give its row, as in '#row=0&column=image'")
-    path, mark = reference.path, stamp(reference.path)
-    column = reference.keys.get("column", "image")
-    starts = _row_groups(path, mark, column)
-    if row >= starts[-1]:
-        raise ImageError(f"row {row} is out of range, the parquet file has {starts[-1]} rows")
-    group = next(k for k in range(len(starts) - 1) if row < starts[k + 1])
-    cell = _row_group(path, mark, column, group)[row - starts[group]].as_py()
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if isinstance(cell, dict) and data is None and cell.get("path"):
-        beside = Path(path).parent / cell["path"]
-        if not beside.is_file():
-            raise ImageError(f"row {row} of the parquet file holds only a file name, and that file is not beside it")
-        data = beside.read_bytes()
-    if data is not None and not isinstance(data, bytes):
-        raise ImageError(f"column '{column}' of the parquet file holds {type(data).__name__}, but must hold encoded images (bytes)")
-    if not data:
-        raise ImageError(f"row {row} of the parquet file holds no image in column '{column}'")
-    return data
-
-
-@lru_cache(maxsize=8)
-def _row_groups(path: str, mark: tuple[int, int], column: str) -> tuple[int, ...]:
-    """First row of every row group, and the number of rows."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        names = list(file.schema_arrow.names)
-        if column not in names:
-            raise ImageError(f"the parquet file has no column '{column}'; {nearest(column, names)}")
-        counts = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
-    return tuple(sum(counts[:k]) for k in range(len(counts) + 1))
-
-
-@lru_cache(maxsize=1)
-def _row_group(path: str, mark: tuple[int, int], column: str, group: int) -> Any:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=[column]).column(column)
+    return read_cell(reference.path, stamp(reference.path), reference.keys.get("column", "image"), row)

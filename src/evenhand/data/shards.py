@@ -3,7 +3,8 @@
 The rows are cut into parts; a part is one file ``images-0000K.bin``. Beside the files, the folder ``building`` holds ``plan.json``
 (channels, bits and unreadable files, found once), the claims on parts (`evenhand.data.leases`), a journal for each holder of a part,
 and ``K.done``, written when a part is complete. Every process takes a part that nobody holds, goes on where the part's earlier
-holders stopped, and takes the next; whoever sees that all parts are complete writes the manifest and removes ``building``.
+holders stopped, and takes the next; whoever sees that all parts are complete writes the manifest and removes ``building``. Large packed
+files are unpacked into ``building/unpacked`` by the process that makes the plan.
 
 Nothing needs a lock. The same row is always the same bytes at the same place, so a holder that was taken for dead and wakes up
 does no harm; journals have one writer each; ``plan.json``, ``K.done`` and the manifest appear whole and are the same from every process.
@@ -24,7 +25,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from evenhand.data.building import CHUNK, check_room, difference, journal_line, parse_line, plan_grid, progress_bar, unreadable
+from evenhand.data import unpacking
+from evenhand.data.building import (
+    CHUNK,
+    check_room,
+    difference,
+    journal_line,
+    journal_lines,
+    plan_grid,
+    progress_bar,
+    unpack_large,
+    unreadable,
+)
 from evenhand.data.cache_files import part_name, write_manifest
 from evenhand.data.decoding import HASH_BYTES, Chunk, Decoded, Grid, chunks, decode_chunk, run_chunks
 from evenhand.data.leases import Claim, Leases
@@ -93,7 +105,8 @@ def _agree_on_plan(names: list[str], folder: Path, key: dict[str, Any], workers:
             time.sleep(POLL)
             continue
         try:
-            plan = plan_grid(names, key, workers, progress)
+            places, damaged = unpack_large(names, room / unpacking.FOLDER, len(names) * key["size"] ** 2, progress)
+            plan = plan_grid(places, key, workers, progress, damaged)
             if len(plan["failed"]) == len(names):
                 shutil.rmtree(room, ignore_errors=True)
                 raise unreadable(plan["failed"], names)
@@ -146,7 +159,8 @@ class _Worker:
 
     def __init__(self, names: list[str], folder: Path, plan: dict[str, Any], advance: Callable[[int], None]) -> None:
         self.folder, self.room, self.plan = folder, folder / "building", plan
-        self.files = [None if str(position) in plan["failed"] else name for position, name in enumerate(names)]
+        places = unpacking.placed(names, unpacking.find_large(names, self.room / unpacking.FOLDER))
+        self.files = [None if str(position) in plan["failed"] else name for position, name in enumerate(places)]
         self.leases = Leases(self.room)
         self.held: dict[int, _Part] = {}
         self.complete: set[int] = set()
@@ -206,10 +220,7 @@ class _Worker:
         grid = _grid(self.folder, self.plan, number)
         done: dict[int, Decoded] = {}
         for path in sorted(self.room.glob(f"{number:05d}.*.jsonl")):
-            text = path.read_text()
-            for line in text[: text.rfind("\n") + 1].splitlines():  # a holder that was killed may have left half a line
-                chunk = parse_line(line)
-                done[chunk.start] = chunk
+            done |= {chunk.start: chunk for chunk in journal_lines(path.read_bytes())[0]}
         try:
             with disk_errors(self.folder):
                 _extend(Path(grid.path), (stop - start) * grid.row_bytes)

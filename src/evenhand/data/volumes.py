@@ -2,7 +2,8 @@
 
 The grammar is in `evenhand.data.references`. An array is opened without its values where the format allows it (HDF5, ``.npy``, an
 uncompressed ``.npz``, an uncompressed NIfTI file, a DICOM series), and then only the slice is read; else the last array opened is kept,
-so that the next rows of a table that lie in the same file do not decode it again.
+so that the next rows of a table that lie in the same file do not decode it again. Packed arrays that are too large for that are
+unpacked beside the cache that is being built (`evenhand.data.unpacking`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,13 @@ from evenhand.optional import require
 
 if TYPE_CHECKING:
     from evenhand.data.images import Header, Pixels
+    from evenhand.data.matlab5 import MatlabArray
     from evenhand.data.references import Reference
 
 Array = npt.NDArray[Any]
 Index = tuple[Any, ...]
 PERCENTILES = (0.5, 99.5)
 _BLOCK = 1 << 25
-_MATLAB_TYPES = {
-    "double": "f8", "single": "f4", "logical": "?", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
-    "uint32": "u4", "int64": "i8", "uint64": "u8",
-}
 
 
 class Stack(Protocol):
@@ -178,7 +176,7 @@ class Volume:
 
         stack, _ = self._fit(rule)
         lead: Index = () if rule.row is None else (rule.row,)
-        with _Readable():
+        with Readable():
             values = self._values(stack, lead, rule)
             ends = self._spread(stack, lead, rule) if rule.ends == "percentile" else rule.ends
         if ends is None and rule.project == "mean" and stack.dtype.kind in "bu":
@@ -197,7 +195,7 @@ class Volume:
         stack = self.stack
         if rule.upright:
             if self.canonical is None:
-                raise ImageError("orient=ras needs a NIfTI file: this file does not tell how it lies in the patient")
+                raise ImageError("orient=ras needs a NIfTI file with an sform or qform: this file does not tell how it lies in the patient")
             stack = self.canonical
         shape = tuple(stack.shape)
         if rule.row is not None:
@@ -268,7 +266,7 @@ def _storable(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-class _Readable:
+class Readable:
     """What the libraries raise on damaged files, each its own classes, in one line."""
 
     def __enter__(self) -> None:
@@ -294,7 +292,7 @@ def open_volume(reference: Reference, kind: str) -> Volume:
     """
     from evenhand.data.references import stamp
 
-    with _Readable():
+    with Readable():
         return _open(reference.path, stamp(reference.path), kind, reference.keys.get("array"))
 
 
@@ -332,7 +330,25 @@ def _choose(names: list[str], name: str | None) -> str:
     return name
 
 
-def _npz(path: str, name: str | None) -> Stack:
+def packed_bytes(path: str, name: str | None) -> int:
+    """What an array of an ``.npz`` or ``.mat`` file takes once it is unpacked; 0 where its values are read in place.
+
+    Raises:
+        ImageError: unreadable, or no such array.
+    """
+    with Readable(), open(path, "rb") as stream:
+        head = stream.read(6)
+        if head[:4] == b"PK\x03\x04":
+            member, _, _, dtype, _ = npz_member(path, name)
+            return 0 if member.compress_type == zipfile.ZIP_STORED or dtype.hasobject else member.file_size
+        if head != b"MATLAB" or _is_hdf5(path):
+            return 0
+        array = matlab_array(path, name)
+        return 0 if array.in_place else array.n_bytes
+
+
+def npz_member(path: str, name: str | None) -> tuple[zipfile.ZipInfo, tuple[int, ...], bool, np.dtype[Any], int]:
+    """An array of an ``.npz`` file: its member, shape, whether the first axis runs fastest, type, and where its values begin in it."""
     from evenhand.data.images import numpy_header
 
     with zipfile.ZipFile(path) as archive:
@@ -341,10 +357,15 @@ def _npz(path: str, name: str | None) -> Stack:
         with archive.open(member) as stream:
             shape, fortran, dtype = numpy_header(cast(Any, stream))
             start = stream.tell()
+    if not dtype.hasobject and member.file_size - start != math.prod(shape) * dtype.itemsize:
+        raise ImageError(f"array '{member.filename}' has shape {shape}, but its values do not fill it")
+    return member, shape, fortran, dtype, start
+
+
+def _npz(path: str, name: str | None) -> Stack:
+    member, shape, fortran, dtype, start = npz_member(path, name)
     if dtype.hasobject:
         raise ImageError("the array holds Python objects, which are not loaded: they could run code")
-    if member.file_size - start != math.prod(shape) * dtype.itemsize:
-        raise ImageError(f"array '{member.filename}' has shape {shape}, but its values do not fill it")
     if member.compress_type == zipfile.ZIP_STORED and 0 not in shape:
         with open(path, "rb") as file:
             file.seek(member.header_offset)
@@ -359,13 +380,24 @@ def _npz(path: str, name: str | None) -> Stack:
     return Late(shape, dtype, load)
 
 
-def _matlab(path: str, name: str | None) -> Stack:
-    from scipy.io import loadmat, whosmat
+def matlab_array(path: str, name: str | None) -> MatlabArray:
+    """An array of a MATLAB file before 7.3."""
+    from evenhand.data.matlab5 import matlab_arrays
 
-    found = {variable: (shape, kind) for variable, shape, kind in whosmat(path) if kind in _MATLAB_TYPES and np.prod(shape) > 1}
-    variable = _choose(list(found), name)
-    shape, dtype = found[variable][0], np.dtype(_MATLAB_TYPES[found[variable][1]])
-    return Late(shape, dtype, lambda: np.asarray(loadmat(path, variable_names=[variable])[variable]).astype(dtype))
+    found = {known: array for known, array in matlab_arrays(path).items() if math.prod(array.shape) > 1}
+    return found[_choose(list(found), name)]
+
+
+def _matlab(path: str, name: str | None) -> Stack:
+    array = matlab_array(path, name)
+    if array.in_place:
+        return cast(Stack, np.memmap(path, array.stored, "r", array.start, array.shape, "F"))
+    return Late(array.shape, array.dtype, lambda: array.read(path))
+
+
+def forget() -> None:
+    """Let go of the last file that was read."""
+    _open.cache_clear()
 
 
 def _is_hdf5(path: str) -> bool:
@@ -387,7 +419,7 @@ def _hdf5(path: str, name: str | None) -> Stack:
     data = cast(Any, file[_choose(names, name.strip("/") if name else None)])
     matlab = "MATLAB_class" in data.attrs
     logical = matlab and bytes(data.attrs["MATLAB_class"]) == b"logical"
-    stack: Stack = Late(data.shape, np.bool_, lambda: np.asarray(data) != 0) if logical else data
+    stack: Stack = _Truth(data) if logical else data
     return Turned(stack, tuple(reversed(range(data.ndim))), (False,) * data.ndim) if matlab else stack
 
 
@@ -407,11 +439,23 @@ def _nifti(path: str) -> Volume:
         stack = Turned(stack, kept, (False,) * len(kept))
     if len(kept) != 3 or not isinstance(image, (nibabel.Nifti1Pair, nibabel.MGHImage)):
         return Volume(stack)
+    if isinstance(image, nibabel.Nifti1Pair) and not (image.header["sform_code"] or image.header["qform_code"]):
+        return Volume(stack)  # the library would make up an orientation
     codes = nibabel.io_orientation(image.affine)
     if np.isnan(codes).any():  # an affine that turns two axes into one
         return Volume(stack)
     order = tuple(int(np.flatnonzero(codes[:, 0] == axis)[0]) for axis in range(3))
     return Volume(stack, Turned(stack, order, tuple(bool(codes[axis, 1] < 0) for axis in order)))
+
+
+class _Truth:
+    """A stack of numbers, of which those that are not 0 are true."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.shape, self.dtype, self._stack = tuple(stack.shape), np.dtype(bool), stack
+
+    def __getitem__(self, index: Index) -> Any:
+        return np.asarray(self._stack[index]) != 0
 
 
 class _Proxy:
