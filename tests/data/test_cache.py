@@ -201,3 +201,37 @@ def test_wrong_options(tmp_path: Path, options: dict[str, object]) -> None:
         build_cache(files, tmp_path / "c", **({"size": 8} | options))  # type: ignore[arg-type]
     with pytest.raises(InputError):
         build_cache([], tmp_path / "c")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_images_are_on_the_disk_before_their_line_is_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """A power cut may then cost lines, never images that a line speaks of; one sync a chunk, not an image."""
+    from evenhand.data import decoding, shards
+
+    files, events = write_images(tmp_path / "i"), []
+    write, sync = decoding._write_at, decoding._sync
+    monkeypatch.setattr(decoding, "_write_at", lambda *a: (write(*a), events.append("image"))[0])
+    monkeypatch.setattr(decoding, "_sync", lambda file: (sync(file), events.append("sync"))[0])
+    for module in (building, shards):
+        monkeypatch.setattr(module, "journal_line", lambda done: events.append("line") or "\n")  # type: ignore[func-returns-value]
+    build_cache(files, tmp_path / "c", size=8, workers=1, shared=shared)
+    sizes = [32, 32, 6]
+    assert events == [event for size in sizes for event in (*["image"] * size, "sync", "line")]
+
+
+def test_a_journal_with_odd_bytes_costs_the_chunks_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a power cut may leave it: zeros where a line was."""
+    files = write_images(tmp_path / "i", 100)
+    whole, _ = build_cache(files, tmp_path / "whole", size=8, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_cache(files, tmp_path / "c", size=8, workers=1)
+    journal = tmp_path / "c" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([lines[0], bytes(len(lines[1])), lines[2], b"\xff\xfe[]", b"3", lines[3][:20]]))
+    seen: list[int] = []
+    real = building.decode_chunk
+    monkeypatch.setattr(building, "decode_chunk", lambda task: (seen.append(task[1].start), real(task))[1])
+    assert build_cache(files, tmp_path / "c", size=8, workers=1)[0].fingerprint == whole.fingerprint
+    assert seen == [32, 96]

@@ -76,7 +76,12 @@ def analyze(path: Path, array: np.ndarray) -> str:
     return f"{path}.img#"
 
 
-WRITERS = [npz, npz_packed, npy, matlab5, matlab73, hdf5, nifti, nifti_packed, analyze]
+def matlab5_plain(path: Path, array: np.ndarray) -> str:
+    scipy.io.savemat(f"{path}.mat", {"images": array}, do_compression=False)
+    return f"{path}.mat#"
+
+
+WRITERS = [matlab5_plain, npz, npz_packed, npy, matlab5, matlab73, hdf5, nifti, nifti_packed, analyze]
 Writer = Callable[[Path, np.ndarray], str]
 
 
@@ -101,7 +106,7 @@ def test_every_format_gives_the_same_slices_and_projections(tmp_path: Path, writ
     assert probe_image(f"{start}axis=1&slice=2&scale=percentile") == Header(16, 1)
 
 
-@pytest.mark.parametrize("write", [npz, npz_packed, npy, matlab5, matlab73, hdf5])
+@pytest.mark.parametrize("write", [npz, npz_packed, npy, matlab5, matlab5_plain, matlab73, hdf5])
 def test_rows_are_images_volumes_or_colours(tmp_path: Path, write: Writer) -> None:
     eight = RNG.integers(0, 256, (3, 4, 5, 6), dtype=np.uint8)
     start = write(tmp_path / "a", eight)
@@ -189,7 +194,14 @@ def test_projections_by_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatc
         assert np.array_equal(read_image(f"{start}axis={axis}&project=mean&scale=-1000,2000"), mean)
 
 
-@pytest.mark.parametrize("write", [npz, npy, hdf5, nifti])
+def matlab73_logical(path: Path, array: np.ndarray) -> str:
+    start = matlab73(path, (array != 0).astype(np.uint8))
+    with h5py.File(f"{path}.mat", "a") as file:
+        file["images"].attrs["MATLAB_class"] = np.bytes_("logical")
+    return start
+
+
+@pytest.mark.parametrize("write", [npz, npy, hdf5, nifti, matlab5_plain, matlab73_logical])
 def test_a_slice_does_not_load_the_volume(tmp_path: Path, write: Writer) -> None:
     big = np.zeros((64, 128, 128), np.int16)  # 2 MiB
     start = write(tmp_path / "a", big)
@@ -331,3 +343,20 @@ def test_a_volume_without_a_place_in_space_is_read_as_stored(tmp_path: Path) -> 
     assert np.array_equal(read_image(f"{tmp_path}/a.nii#axis=0&slice=1"), values[1])
     with pytest.raises(ImageError, match="does not tell how it lies"):
         read_image(f"{tmp_path}/a.nii#axis=0&slice=1&orient=ras")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])
+def test_a_nifti_header_without_an_orientation_makes_none_up(tmp_path: Path, name: str) -> None:
+    """sform_code = qform_code = 0: the library takes x to run to the left, which the file does not say."""
+    values = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    kind = nibabel.Nifti1Pair if name == "a.hdr" else nibabel.Nifti1Image
+    image = kind(values, AFFINE)
+    for form in ("sform", "qform"):
+        getattr(image, f"set_{form}")(None, code=0)
+    nibabel.save(image, tmp_path / name)
+    loaded = nibabel.load(tmp_path / name)
+    assert (loaded.header["sform_code"], loaded.header["qform_code"]) == (0, 0)
+    assert nibabel.aff2axcodes(loaded.affine) == ("L", "A", "S")
+    assert np.array_equal(read_image(f"{tmp_path}/{name}#axis=0&slice=1"), values[1])
+    with pytest.raises(ImageError, match="an sform or qform: this file does not tell how it lies"):
+        read_image(f"{tmp_path}/{name}#axis=0&slice=1&orient=ras")

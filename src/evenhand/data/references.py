@@ -18,7 +18,8 @@ scale      ``LOW,HIGH``: LOW becomes black, HIGH white; ``percentile``: the 0.5 
            which has no units)
 colours    ``bgr`` (pickle): colours are stored blue first, as OpenCV reads them
 orient     ``ras`` (NIfTI): axes 0, 1, 2 run to the right, front and top of the patient, and the picture stands upright: front or
-           top at its upper edge, the patient's left (in sagittal slices: back) at its left edge
+           top at its upper edge, the patient's left (in sagittal slices: back) at its left edge; refused where the header has
+           neither an sform nor a qform
 ========== ==================================================================================================================
 
 A volume is an array of three axes: NIfTI, Analyze, a ``.npy``, ``.npz``, ``.mat`` or HDF5 array (after ``row``), a DICOM file of several
