@@ -115,7 +115,7 @@ def _dfr(setting: Setting) -> None:
 def _fairprune(setting: Setting) -> None:
     """Of the first attribute; nothing is trained, and rounds take the place of passes."""
     task, config = setting.task, setting.config
-    picks = "gap" if setting.selects else "last"
+    picks = "gap" if setting.compares else "last"
     method = FairPrune(FairPruneConfig(attribute=setting.attributes[0], pick=picks, tolerance=config.auc_tolerance))
     finished = replace(task, build_model=lambda n_outputs, **_: setting.model, trainer=replace(task.trainer, max_epochs=0))
     result = method.fit(finished)

@@ -9,7 +9,8 @@ over thresholds makes it steadier than the gap at one.
 
 Rule: of the states whose validation AUC is within a tolerance of that of the classifier as delivered, the one of smallest
 B_val, the earliest of equals; where there is none, the one of highest AUC. A collapsed classifier has an AUC of 0.5, which is
-never enough, and so is not kept for its small gaps.
+never enough, and so is not kept for its small gaps. Where validation rows are too few for B_val, the last state within the
+tolerance: nothing says which is the most even, but a loss of AUC is seen on fewer rows than a gap is.
 """
 
 from __future__ import annotations
@@ -116,14 +117,17 @@ def pick(found: Sequence[Judgement], delivered: Judgement, tolerance: float) -> 
     """Position of the state to keep; see the module's rule. The last one where nothing can be estimated.
 
     Example:
+        >>> pick([Judgement(None, 0.90), Judgement(None, 0.895), Judgement(None, 0.7)], Judgement(None, 0.90), tolerance=0.01)
+        1
         >>> states = [Judgement(0.3, 0.90), Judgement(0.1, 0.895), Judgement(0.0, 0.5)]
         >>> pick(states, Judgement(0.3, 0.90), tolerance=0.01)
         1
     """
-    if delivered.auc is None or all(item.bias is None for item in found):
+    if delivered.auc is None:
         return len(found) - 1
     floor = delivered.auc - tolerance
-    enough = [k for k, item in enumerate(found) if item.auc is not None and item.auc >= floor and item.auc > 0.5 and item.bias is not None]
+    enough = [k for k, item in enumerate(found) if item.auc is not None and item.auc >= floor and item.auc > 0.5]
     if not enough:
         return max(range(len(found)), key=lambda k: (found[k].auc or 0.0, -k))
-    return min(enough, key=lambda k: (found[k].bias, k))
+    known = [k for k in enough if found[k].bias is not None]
+    return min(known, key=lambda k: (found[k].bias, k)) if known else enough[-1]

@@ -140,10 +140,12 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
         setting.report(record, config.impair_epochs)
     if setting.selects:
         model.load_state_dict(kept.state)
-        setting.notes.append(_kept_note(kept.best, config.impair_epochs))
+        setting.notes.append(_kept_note(kept.best, config.impair_epochs, setting.compares))
 
 
-def _kept_note(best: int, epochs: int) -> str:
+def _kept_note(best: int, epochs: int, compared: bool) -> str:
+    if best == 0 and not compared:
+        return "no pass of step one left the AUC on validation rows within the tolerance; the patch is a new head alone"
     if best == 0:
         return "no pass of step one narrowed the gap on validation rows within the tolerance on AUC; the patch is a new head alone"
     return f"the state after pass {best} of {epochs} of step one was kept, by validation rows"

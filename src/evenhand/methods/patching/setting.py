@@ -136,8 +136,13 @@ class Setting:
 
     @property
     def selects(self) -> bool:
-        """Whether validation rows choose what is kept."""
-        return self.config.stop == "val" and self.delivered.auc is not None and self.delivered.bias is not None
+        """Whether validation rows choose what is kept: by the gap, or, where they are too few for one, by the AUC alone."""
+        return self.config.stop == "val" and self.delivered.auc is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether validation rows are enough to compare groups."""
+        return self.selects and self.delivered.bias is not None
 
     @property
     def augmenter(self) -> Augmenter | None:
@@ -266,6 +271,11 @@ class Setting:
         if absent:
             more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             yield f"no row of the external set is in {'; '.join(absent[:3])}{more}: their rates are left out of the bias"
+        if self.selects and not self.compares:
+            yield (
+                f"{len(self.task.val)} validation rows are too few to compare groups on; the last state whose AUC there is within "
+                f"{self.config.auc_tolerance:g} of the classifier's as delivered is kept, its gap unjudged"
+            )
         if self.config.stop == "val" and not self.selects:
             why = "there are no validation rows" if len(self.task.val) == 0 else "validation rows are too few to judge a state by"
             yield f"{why}, so the last state is kept, unjudged"
