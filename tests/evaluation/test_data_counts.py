@@ -1,5 +1,7 @@
 """Counts, prevalences and odds ratios of a data card: by hand and against statsmodels."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -117,6 +119,31 @@ def test_no_line_has_a_single_hidden_cell(seed):
         assert own.sum() != 1 or (size > 0).sum() == 1
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_small_count_is_the_only_one_that_fits_its_line(seed):
+    """By trying all values: a small cell is 1 to 4, a withheld one 5 or more, and they add up to what the total leaves for them."""
+    rng = np.random.default_rng(seed)
+    inner = rng.integers(1, 9, (6, 3))
+    sizes = np.vstack([inner, inner.sum(axis=0)])
+    sizes = np.hstack([sizes, sizes.sum(axis=1, keepdims=True)])
+    hidden = withhold(sizes, (sizes > 0) & (sizes < 5), least=5)
+    for own, size in [*zip(hidden, sizes, strict=True), *zip(hidden.T, sizes.T, strict=True)]:
+        cells = size[:-1][own[:-1]]
+        if own[-1] or not len(cells) or own.all():
+            continue
+        left = int(size[-1] - size[:-1][~own[:-1]].sum())
+        values = [range(1, 5) if cell < 5 else range(5, left + 1) for cell in cells]
+        solutions = sum(sum(chosen) == left for chosen in product(*values[:5])) if len(cells) < 6 else 2
+        assert solutions > 1 or own[:-1].all()
+
+
+def test_two_groups_of_one_patient_are_not_told_by_their_sum():
+    codes = np.r_[np.zeros(40), np.ones(30), np.full(9, 2), 3, 4].astype(int)
+    people = CardRows(np.full(81, "train"), np.arange(81), {"sex": Groups("sex", tuple("abcde"), codes)}, 5)
+    cells = {key: splits["train"]["n"] for key, splits in size_table(people, "sex").items()}
+    assert cells == {"(everyone)": 81, "a": 40, "b": 30, "c": "withheld", "d": "<5", "e": "<5"}
+
+
 def test_label_columns_of_every_kind():
     several = label_columns(np.array([[1, np.nan], [0, 1]], np.float32), "multilabel", ["a", "b"], [])
     assert [column.name for column in several] == ["a", "b"]
@@ -187,6 +214,7 @@ def test_counts_that_are_not_the_published_ones_are_said():
     assert [item["code"] for item in found] == ["no_groups", "leak", "leak", "counts"]
     assert found[0]["text"].startswith("No attribute was prepared: nothing could be looked at by group")
     group = {"train": {"n": 9, "n_patients": 9}, "all": {"n": 9, "n_patients": 9}}
-    one = card_findings({**card, "attributes": {"sex": {"(everyone)": group, "f": group}, "age": {"(everyone)": group, "a": group, "b": group}}})
+    attributes = {"sex": {"(everyone)": group, "f": group}, "age": {"(everyone)": group, "a": group, "b": group}}
+    one = card_findings({**card, "attributes": attributes})
     assert [item["text"] for item in one if item["code"] == "no_groups"] == ["sex has one group alone: nothing could be compared by it."]
     assert "9 were found, the provider says 10 (paper) or 12 (site)" in found[-1]["text"]

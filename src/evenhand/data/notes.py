@@ -28,7 +28,7 @@ def table_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
         counts = patients[present].groupby(groups.codes[present]).nunique()
         single = [groups.keys[int(code)] for code in counts.index[counts == 1]]
         if single:
-            advice = f"; cut it into few groups, as --bins {name}=0,60,200" if _uncut(groups.keys, name, spec) else ""
+            advice = f"; cut it into few groups, as --bins {name}={_edges(name, groups.keys)}" if _uncut(groups.keys, name, spec) else ""
             some = ", ".join(single[:8]) + (f", … ({len(single)} in all)" if len(single) > 8 else "")
             notes.append(f"attribute '{name}' has groups of one patient: {some}{advice}")
         if "*" not in name:
@@ -44,6 +44,19 @@ def table_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:
 def _uncut(keys: Sequence[str], name: str, spec: TableSpec) -> bool:
     """Whether the groups are the values of a number that nobody has given edges for."""
     return "*" not in name and name not in spec.bins and len(keys) > 5 and all(is_number(key) for key in keys)
+
+
+def _edges(name: str, keys: Sequence[str]) -> str:
+    """Edges that a number can be cut at: 60 for ages, else its middle.
+
+    Example:
+        >>> _edges("age", ["4", "61", "80"]), _edges("fitzpatrick", ["1", "2", "5", "6"])
+        ('0,60,200', '1,5,7')
+    """
+    numbers = sorted(float(key) for key in keys)
+    if name.lower().startswith("age") and numbers[0] >= 0 and numbers[-1] < 200:
+        return "0,60,200"
+    return ",".join(f"{np.floor(edge):g}" for edge in (numbers[0], numbers[len(numbers) // 2], numbers[-1] + 1))
 
 
 def _label_notes(frame: pd.DataFrame, spec: TableSpec) -> list[str]:

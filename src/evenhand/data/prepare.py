@@ -28,7 +28,7 @@ from evenhand.data.notes import drop_missing, table_notes
 from evenhand.data.references import rules_note, window_keys, with_window
 from evenhand.data.splits import content_codes, find_leaks, join_units, make_splits, split_shares
 from evenhand.data.table import Kind, TableSpec, attribute_groups, check_table, class_names, image_keys, infer_kind, label_array
-from evenhand.errors import EvenhandError, InputError
+from evenhand.errors import EvenhandError, InputError, TableError
 from evenhand.files import disk_errors, locked, write_atomic
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,12 @@ def prepare_frame(frame: pd.DataFrame, spec: TableSpec, out: Path, origin: Origi
     notes = list(origin.notes)
     frame = _plain_ages(frame, spec, notes)
     frame = _without_repeats(frame, notes)
-    check_table(_without_rest(frame), spec)
+    try:
+        check_table(_without_rest(frame), spec)
+    except TableError:
+        for note in notes:  # what was read may say why the table is as it is
+            log.warning("%s", note)
+        raise
     if settings.dicom_window is not None:
         frame = frame.assign(image=with_window(image_keys(frame).tolist(), origin.images, settings.dicom_window))
     notes += rules_note(image_keys(frame).tolist())

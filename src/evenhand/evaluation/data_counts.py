@@ -95,7 +95,7 @@ def size_table(rows: CardRows, attribute: str) -> Json:
     members, splits = rows.members(attribute), rows.splits
     images = np.array([[int((own & rows.inside(split)).sum()) for split in splits] for own in members.values()])
     people = np.array([[n_patients(rows.patients, own & rows.inside(split)) for split in splits] for own in members.values()])
-    hidden = withhold(people, (people > 0) & (people < rows.least), _without_group(members))
+    hidden = withhold(people, (people > 0) & (people < rows.least), _without_group(members), rows.least)
     return {
         key: {
             split: {

@@ -12,7 +12,7 @@ BoolArray = npt.NDArray[np.bool_]
 WITHHELD = "withheld"
 
 
-def withhold(sizes: npt.NDArray[np.integer[Any]], sensitive: BoolArray, unguarded: Sequence[int] = ()) -> BoolArray:
+def withhold(sizes: npt.NDArray[np.integer[Any]], sensitive: BoolArray, unguarded: Sequence[int] = (), least: int = 0) -> BoolArray:
     """Which cells of a table with its totals must not be shown.
 
     The last row and the last column are totals. A cell that is alone in its row or column would follow from the others, so the
@@ -24,6 +24,8 @@ def withhold(sizes: npt.NDArray[np.integer[Any]], sensitive: BoolArray, unguarde
         sensitive: (r, c) cells that are too small to show.
         unguarded: rows whose small cells are hidden, but may follow from the others: those of patients without the attribute, who
             are no group, and for whom a large group would else have to be hidden.
+        least: where hidden cells are shown as "<least" or as withheld (so from ``least`` on): a line whose rest leaves one solution for
+            them, as 2 for two cells that are not empty, gets one more. 0: hidden cells are not told apart.
 
     Returns:
         (r, c) bool.
@@ -42,10 +44,21 @@ def withhold(sizes: npt.NDArray[np.integer[Any]], sensitive: BoolArray, unguarde
         lines += [(hidden[:, column], sizes[:, column], free) for column in range(sizes.shape[1])]
         for own, size, excused in lines:
             open_cells = np.flatnonzero(~own & (size > 0) & ~excused)
-            if own.sum() == 1 and not (own & excused).any() and len(own) > 1 and len(open_cells):
+            alone = own.sum() == 1 and not (own & excused).any() and len(own) > 1
+            if (alone or _one_solution(own, size, least)) and len(open_cells):
                 own[open_cells[np.argmin(size[open_cells])]] = True
                 changed = True
     return hidden
+
+
+def _one_solution(own: BoolArray, size: npt.NDArray[np.integer[Any]], least: int) -> bool:
+    """Whether several hidden cells of a line follow from its total, because each is known to be small or not."""
+    hidden = size[own]
+    if not least or len(hidden) < 2 or own[-1]:
+        return False
+    small = hidden < least
+    lowest = np.where(small, 1, least).sum()
+    return bool(hidden.sum() == lowest or (small.all() and hidden.sum() == len(hidden) * (least - 1)))
 
 
 def shown_count(count: int, hidden: bool, least: int) -> int | str:

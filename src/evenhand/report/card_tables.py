@@ -7,6 +7,7 @@ from typing import Any
 
 from evenhand.evaluation.card_findings import learning_split, strongest, sure_associations
 from evenhand.evaluation.data_counts import MISSING, OVERALL, SMALL
+from evenhand.evaluation.small_cells import WITHHELD
 from evenhand.report import words
 from evenhand.report.page import Part
 from evenhand.report.tables import Cell, Row, Table, estimate_cell
@@ -52,7 +53,7 @@ def size_table(attribute: str, groups: Json) -> Table:
 
 
 def _patients(n: Any) -> str:
-    return f"{_count(n)} {'patient' if n == 1 else 'patients'}"
+    return "patients withheld" if n == WITHHELD else f"{_count(n)} {'patient' if n == 1 else 'patients'}"
 
 
 def prevalence_table(attribute: str, groups: Json) -> Table:

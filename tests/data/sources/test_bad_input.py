@@ -91,6 +91,26 @@ def test_archives_are_half_unpacked(raw: Path, tmp_path: Path) -> None:
     assert part.description["excluded"]["definition"] == 8
 
 
+def test_classes_that_are_still_packed_are_told_where_rows_come_from_folders(
+    miniature: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a table, nothing else says that half of the archives was not unpacked."""
+    eyes = miniature("duke_oct")
+    whole = prepare_source("duke_oct", eyes, tmp_path / "whole", size=8, workers=1).description["notes"]
+    assert not any("archives lie there" in note for note in whole)
+    control = next(path.parent for path in sorted(eyes.rglob("*.mat")) if "Control" in path.name)
+    shutil.make_archive(str(control), "zip", control)
+    shutil.rmtree(control)
+    assert main(["prepare", "duke_oct", str(eyes), str(tmp_path / "out"), "--size", "8", "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "error: label 'amd' has one class only in the whole table" in said
+    assert not (tmp_path / "out").exists()
+    note = f"archives lie there ({control.name}.zip): what is packed in them alone is not read"
+    shutil.unpack_archive(str(control.with_suffix(".zip")), control)
+    data = prepare_source("duke_oct", eyes, tmp_path / "again", size=8, workers=1)
+    assert note in data.description["notes"], "the set is smaller than the published one, so the archive may hold more"
+
+
 @pytest.mark.parametrize("level", ["one up", "one down"])
 def test_a_wrong_folder_level(raw: Path, tmp_path: Path, level: str) -> None:
     given = raw.parent if level == "one up" else raw / "images"
@@ -296,7 +316,7 @@ def test_tables_that_are_no_tables(raw: Path, tmp_path: Path) -> None:
     for content, reason in (
         (b"", "No columns to parse"), (b"PK\x03\x04" + bytes(range(256)), "cannot be read as a table"),
         (b"\xff\xfe\x00a", "cannot be read as a table"),
-        (whole[:40], "is absent"), (whole.splitlines()[0], "gives no rows for this task; its tables are empty: download them again"),
+        (whole[:40], "is absent"), (whole.splitlines()[0], f"{TABLE} has no rows below its header; download it again"),
     ):
         table.write_bytes(content)
         assert reason in refusal(raw, tmp_path / "out").summary

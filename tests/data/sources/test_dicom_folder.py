@@ -30,10 +30,10 @@ def test_from_raw_to_a_trained_probe(miniature: Callable[..., Path], story: Call
     assert data.cache.dtype == np.uint16
     told = " ".join(data.description["notes"])
     for words in (
-        "1 DICOM files hold no image", "1 files cannot be read as DICOM and were passed over, as export/broken.dcm",
+        "1 DICOM file holds no image", "1 file cannot be read as DICOM and was passed over, as export/broken.dcm",
         "PatientIdentityRemoved is YES in 16 of 32 headers, NO in 0, absent in 16; names and birth dates were not copied",
-        "1 headers say that the pixels hold burned-in annotation", "2 ages are from the birth date and the date of the study",
-        "1 images have no PatientID: each study counts as a patient of its own", "1 images have several windows in their header",
+        "1 header says that the pixels hold burned-in annotation", "2 ages are from the birth date and the date of the study",
+        "1 image has no PatientID: each study counts as a patient of its own", "1 image has several windows in the header",
         "sex: 1 value is neither female nor male ('O' 1) and counts as missing",
         "labels.csv was joined by its column 'SOPInstanceUID' (SOPInstanceUID): 30 of 32 images have a row",
         "columns that may tell who somebody is were not copied: PatientName", "2 rows were left out: no row in labels.csv",
@@ -79,6 +79,27 @@ def test_patient_ids_are_hashed_unless_asked_for(miniature: Callable[..., Path])
     assert hidden.equals(found("dicom_folder", root).frame["patient_id"])
 
 
+def test_one_patient_id_for_all_is_said_and_studies_can_take_its_place(tmp_path: Path) -> None:
+    """As a de-identifier writes that knows one pseudonym alone."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (16, 16))
+    for k in range(52):
+        write_file(tmp_path / f"{k:02d}.dcm", pixels + k, f"1.2.3.{k}", PatientID="ANON", StudyInstanceUID=f"1.2.4.{k // 2}", Modality="DX",
+                   PhotometricInterpretation="MONOCHROME2")
+    names = [f"{k:02d}.dcm" for k in range(52)]
+    pd.DataFrame({"file": names, "y": [k % 2 for k in range(52)]}).to_csv(tmp_path / "labels.csv", index=False)
+    result = found("dicom_folder", tmp_path)
+    assert result.counts["patients"] == 1
+    note = next(note for note in result.notes if "ONE patient" in note)
+    assert note.startswith("all 52 images (of 26 studies) have one and the same PatientID and count as ONE patient")
+    assert note.endswith("use --option patients=study")
+    apart = found("dicom_folder", tmp_path, patients="study")
+    assert apart.frame["patient_id"].nunique() == apart.counts["patients"] == 26
+    assert not any("ONE patient" in note for note in apart.notes)
+    (tmp_path / "51.dcm").unlink()
+    (tmp_path / "50.dcm").unlink()
+    assert not any("ONE patient" in note for note in found("dicom_folder", tmp_path).notes), "50 images may well be of one"
+
+
 def test_names_of_files_join_where_they_are_unique(miniature: Callable[..., Path], tmp_path: Path) -> None:
     root = miniature("dicom_folder", key="file")
     table = pd.read_csv(root / "labels.csv")
@@ -107,7 +128,7 @@ def test_the_table_fills_what_headers_lack_and_splits(miniature: Callable[..., P
     told = " ".join(result.notes)
     assert "sex: header and table differ in" in told
     assert "the header's value is taken" in told
-    assert "sex: 1 images have it from the table" in told
+    assert "sex: 1 image has it from the table" in told
     assert "named as what headers hold were not copied: view" in told
     assert set(result.frame["split"]) == {"train", "val", "test"}
     table.drop(columns="split").to_csv(root / "labels.csv", index=False)
@@ -119,14 +140,14 @@ def test_files_of_several_frames_are_refused_or_picked(miniature: Callable[..., 
     root = miniature("dicom_folder", key="AccessionNumber")
     tags = {"AccessionNumber": "ACC0000", "PatientID": "MRN70000", "PatientSex": "F", "PatientAge": "050Y", "Modality": "OP"}
     write_file(root / "export/cine", np.zeros((5, 48, 40)), "1.2.9", **tags)
-    with pytest.raises(InputError, match="1 DICOM files hold 5 frames") as error:
+    with pytest.raises(InputError, match="1 DICOM file holds 5 frames") as error:
         found("dicom_folder", root)
     assert error.value.details == ("export/cine",)
     assert found("dicom_folder", root, frames="first").modality == "chest_film"
     for how, frames in (("first", [0]), ("middle", [2]), ("all", range(5))):
         result = found("dicom_folder", root, frames=how)
         assert result.frame["image"][result.frame["image"].str.contains("cine")].tolist() == [f"export/cine#frame={k}" for k in frames]
-        assert "1 files hold 5 frames: " in " ".join(result.notes)
+        assert "1 file holds 5 frames: " in " ".join(result.notes)
         assert "headers are of several modalities: DX 32, OP 1" in result.notes
 
 

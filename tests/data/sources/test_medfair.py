@@ -82,6 +82,13 @@ def test_a_malicious_pickle_is_refused_before_anything_is_written(miniature: Cal
     assert not harm.exists()
 
 
+def test_pickles_of_some_tables_alone_are_refused(miniature: Callable[..., Path]) -> None:
+    root = miniature("medfair")
+    (root / "pkls" / "val_images.pkl").unlink()
+    with pytest.raises(InputError, match=r"lacks pkls/val_images\.pkl; put them there, or .* --option images=files"):
+        found("medfair", root)
+
+
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: bytes(range(256))])
 def test_a_damaged_pickle_says_what_to_do(miniature: Callable[..., Path], damage: Callable[[bytes], bytes]) -> None:
     path = miniature("medfair") / "pkls" / "val_images.pkl"

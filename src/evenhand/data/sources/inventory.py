@@ -56,6 +56,18 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
         found.leave_out(absent, ABSENT)
 
 
+def packed_note(raw: RawFolder, found: Found, short: bool) -> list[str]:
+    """Archives beside the images, where a count falls short of the published one, or none is published: rows may come from folders alone.
+
+    Args:
+        raw: the raw folder.
+        found: what a source has read.
+        short: whether fewer were found than are published, or nothing is published.
+    """
+    packed = _archives(raw, {_file(raw, name) for name in image_keys(found.frame)}) if short else []
+    return [f"archives lie there ({_some(packed)}): what is packed in them alone is not read"] if packed else []
+
+
 def _file(raw: RawFolder, name: str) -> str:
     """The file behind an image cell; the cell itself where a file has the whole of it as its name."""
     file = file_behind(name)

@@ -18,7 +18,7 @@ from evenhand.data.datasets import PreparedData
 from evenhand.data.images import Resize
 from evenhand.data.prepare import REST, Origin, Settings, check_writable, make_spec, prepare_frame
 from evenhand.data.sources.base import Choice, Found, Info, SplitRule, Task
-from evenhand.data.sources.inventory import take_stock
+from evenhand.data.sources.inventory import packed_note, take_stock
 from evenhand.data.sources.raw import RawFolder
 from evenhand.data.sources.registry import find_source
 from evenhand.data.table import SPLITS, Kind, missing_rows
@@ -122,7 +122,7 @@ def prepare_source(
     _check_place(folder.root, Path(out))
     found.frame = _text(found.frame)
     take_stock(folder, found, keep_going)
-    notes = [*found.notes, *_count_notes(info, found.counts)]
+    notes = [*found.notes, *_count_notes(info, found.counts), *packed_note(folder, found, _falls_short(info, found.counts))]
     named = list(info.default_attributes) if attributes is None else list(attributes)
     _check_attributes(info, found.frame, named)
     if attributes is None:
@@ -235,6 +235,12 @@ def _count_notes(info: Info, counts: Mapping[str, int]) -> list[str]:
             said = " or ".join(f"{item.count:,} ({item.origin})" for item in published)
             notes.append(f"{what}: {count:,} here, the provider says {said}")
     return notes
+
+
+def _falls_short(info: Info, counts: Mapping[str, int]) -> bool:
+    """Whether something may be packed still: a count is below all published ones, or there are none."""
+    published = {what: min(item.count for item in info.expected if item.what == what) for what in {item.what for item in info.expected}}
+    return not published or any(count < published.get(what, 0) for what, count in counts.items())
 
 
 def _check_attributes(info: Info, frame: pd.DataFrame, names: Sequence[str]) -> None:

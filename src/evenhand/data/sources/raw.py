@@ -73,7 +73,7 @@ class RawFolder:
             encoding: of a text file.
 
         Raises:
-            InputError: no such file, not a table, or a column is absent (the nearest name is offered).
+            InputError: no such file, not a table, no rows, or a column is absent (the nearest name is offered).
         """
         path = self.file(*names)
         try:
@@ -87,6 +87,8 @@ class RawFolder:
         absent = [name for name in columns if name not in frame]
         if absent:
             raise InputError(_other_columns(path, absent, [str(name) for name in frame.columns if name not in (*columns, *optional)]))
+        if not len(frame):
+            raise InputError(f"{path} has no rows below its header; download it again")
         return frame.assign(**{name: pd.Series(pd.NA, index=frame.index, dtype="string") for name in optional if name not in frame})
 
     def lines(self, *names: str) -> list[str]:
@@ -185,8 +187,9 @@ def _other_columns(path: Path, absent: Sequence[str], spare: Sequence[str]) -> s
     words = "; ".join(f"'{name}' is absent" + (f", did you mean '{found[0]}'?" if found else "") for name, found in near.items())
     some = ", ".join(name[:60] for name in spare[:12]) + (f", … ({len(spare):,} in all)" if len(spare) > 12 else "")
     others = "" if all(near.values()) else f"; the columns that are not known: {some or 'none'}"
+    stop = "" if words.endswith("?") and not others else "."
     return (
-        f"{path} has other columns than this release of the set: {words}{others}. Is it the file of this data set? "
+        f"{path} has other columns than this release of the set: {words}{others}{stop} Is it the file of this data set? "
         "If its provider has renamed a column, name it as before in a copy of the file"
     )
 

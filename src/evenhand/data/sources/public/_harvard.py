@@ -125,7 +125,8 @@ def finish(found: Found, table: pd.DataFrame, choice: Choice) -> Found:
         absent = int(table["use"].isna().sum())
         if absent:
             are = counted(absent, "file is", "files are")
-            raise InputError(f"{are} in none of the folders Training, Validation and Test; use --split patient")
+            advice = "give the folder that holds these three, or use --split patient"
+            raise InputError(f"{are} in none of the folders Training, Validation and Test; {advice}")
         found.frame["split"] = table["use"]
     found.counts = {"images": len(table), "patients": int(table["stem"].nunique())}
     found.counts |= {f"{part} images": int(table["use"].eq(part).sum()) for part in ("train", "val", "test") if table["use"].notna().any()}

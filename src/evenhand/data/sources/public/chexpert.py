@@ -213,7 +213,7 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
     counts: dict[str, int] = {}
     for split, word in words.items():
         rows = frame["split"].eq(split)
-        if rows.any():
+        if rows.any() or split == "train":
             counts |= {f"{word} images": int(rows.sum()), f"{word} patients": int(frame["patient_id"][rows].nunique())}
     if "test images" in counts:
         counts |= {"images": len(frame), "patients": int(frame["patient_id"].nunique())}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.building import files_key
 from evenhand.data.sources.base import Attribute, Choice, Found, Info, Option, Task
 from evenhand.data.sources.public._dicom_headers import as_frame, candidates, hashed, read_headers
@@ -34,6 +35,8 @@ RECIPES = {
 """Modality of the header -> what `evenhand.data.datasets` calls the kind of images."""
 _TABLES = (".csv", ".tsv", ".parquet")
 IntArray = npt.NDArray[np.int64]
+MANY_FOR_ONE = 50
+"""Images of one PatientID alone above which it is said that there may be more people."""
 
 INFO = Info(
     name="dicom_folder",
@@ -70,6 +73,10 @@ INFO = Info(
         Option("key", ("auto", *KEYS), "the column that joins table and files; auto: the first of these that the table has"),
         Option("patient_ids", ("hashed", "kept"), "hashed: patient_id is a keyed hash of PatientID; kept: it is PatientID itself"),
         Option(
+            "patients", ("patient_id", "study"),
+            "who is one patient: who has one PatientID; or each study, where a de-identifier wrote one PatientID for all",
+        ),
+        Option(
             "frames", ("refuse", "first", "middle", "all"),
             "files of several frames: refuse; take the first or the middle one; or all, each an image of its own",
         ),
@@ -98,12 +105,12 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     frame = as_frame(headers)
     found = Found(pd.DataFrame())
     notes = found.notes
-    notes += _header_notes(frame, others, odd)
+    notes += _header_notes(frame, others, odd, choice.options["patients"])
     table, name = _table(raw, choice.options["table"])
     joined = _joined(frame, table, choice.options["key"], name, notes)
     extra = _columns(table, notes)
     values = {column: table[column].astype("string").reindex(joined).reset_index(drop=True) for column in extra}
-    patient = frame["patient"].fillna(frame["study"])
+    patient = frame["study"] if choice.options["patients"] == "study" else frame["patient"].fillna(frame["study"])
     sex, age = frame["sex"], frame["age"]
     for own, column in ((_SEX, "sex"), (_AGE, "age")):
         given = next((values.pop(name) for name in list(values) if _plain(name) in own), None)
@@ -140,13 +147,15 @@ def state(raw: RawFolder, choice: Choice) -> str | None:
     return files_key(files)
 
 
-def _header_notes(frame: pd.DataFrame, others: int, odd: list[str]) -> list[str]:
+def _header_notes(frame: pd.DataFrame, others: int, odd: list[str], patients: str) -> list[str]:
     n = len(frame)
     notes = []
     if others:
-        notes.append(f"{others} DICOM files hold no image (reports, structures) and were passed over")
+        what = "no image (reports, structures) and"
+        notes.append(f"{counted(others, f'DICOM file holds {what} was', f'DICOM files hold {what} were')} passed over")
     if odd:
-        notes.append(f"{len(odd)} files cannot be read as DICOM and were passed over, as {', '.join(odd[:10])}")
+        files = counted(len(odd), "file cannot be read as DICOM and was", "files cannot be read as DICOM and were")
+        notes.append(f"{files} passed over, as {', '.join(odd[:10])}")
     removed = frame["removed"].fillna("")
     yes, no = int((removed == "YES").sum()), int((removed == "NO").sum())
     if yes < n:
@@ -155,26 +164,37 @@ def _header_notes(frame: pd.DataFrame, others: int, odd: list[str]) -> list[str]
             "names and birth dates were not copied"
         )
     if frame["burned"].any():
-        notes.append(f"{int(frame['burned'].sum())} headers say that the pixels hold burned-in annotation; look at these images before use")
+        headers = counted(int(frame["burned"].sum()), "header says", "headers say")
+        notes.append(f"{headers} that the pixels hold burned-in annotation; look at these images before use")
     if frame["age_from_dates"].any():
-        notes.append(f"age: {int(frame['age_from_dates'].sum())} ages are from the birth date and the date of the study")
+        ages = counted(int(frame["age_from_dates"].sum()), "age is", "ages are")
+        notes.append(f"age: {ages} from the birth date and the date of the study")
     lacking = frame["patient"].isna()
-    if lacking.any():
-        notes.append(f"{int(lacking.sum())} images have no PatientID: each study counts as a patient of its own")
+    if patients == "study":
+        notes.append(f"each study counts as a patient of its own (--option patients=study): {frame['study'].nunique():,} studies")
+    elif n > MANY_FOR_ONE and frame["patient"].nunique() == 1 and not lacking.any():
+        studies = counted(frame["study"].nunique(), "study", "studies")
+        notes.append(
+            f"all {n:,} images (of {studies}) have one and the same PatientID and count as ONE patient, whom no split, interval or test "
+            "can divide: a de-identifier may have written it for all; where each study is another person, use --option patients=study"
+        )
+    elif lacking.any():
+        notes.append(f"{counted(int(lacking.sum()), 'image has', 'images have')} no PatientID: each study counts as a patient of its own")
     several = int((frame["windows"] > 1).sum())
     if several:
-        notes.append(f"{several} images have several windows in their header; the first is used unless --dicom-window names another")
+        images = counted(several, "image has several windows in the header", "images have several windows in their header")
+        notes.append(f"{images}; the first is used unless --dicom-window names another")
     return notes
 
 
 def _recipe(modalities: pd.Series, notes: list[str]) -> str | None:
     """The kind of images that most headers name; that it is a choice is said where others are there."""
-    counted = modalities.dropna().value_counts()
-    if not len(counted):
+    kinds = modalities.dropna().value_counts()
+    if not len(kinds):
         return None
-    if len(counted) > 1:
-        notes.append("headers are of several modalities: " + ", ".join(f"{name} {count}" for name, count in counted.items()))
-    return RECIPES.get(str(counted.index[0]).upper())
+    if len(kinds) > 1:
+        notes.append("headers are of several modalities: " + ", ".join(f"{name} {count}" for name, count in kinds.items()))
+    return RECIPES.get(str(kinds.index[0]).upper())
 
 
 def _table(raw: RawFolder, given: str) -> tuple[pd.DataFrame, str]:
@@ -224,8 +244,8 @@ def _unique(values: pd.Series, column: str, name: str) -> dict[str, int]:
     again = given.duplicated(keep=False)
     if again.any():
         rows = ", ".join(str(row + 1) for row in given[again].index[:10])
-        several = given[again].nunique()
-        raise InputError(f"column '{column}' of {name} has {several} values in several rows (rows {rows}); each may have one")
+        several = counted(given[again].nunique(), "value", "values")
+        raise InputError(f"column '{column}' of {name} has {several} in several rows (rows {rows}); each may have one")
     return dict(zip(given.astype(str), np.flatnonzero(values.index.isin(given.index)).tolist(), strict=True))
 
 
@@ -235,9 +255,9 @@ def _joined_by_file(images: pd.Series, values: pd.Series, column: str, name: str
     names = images.str.rsplit("/", n=1).str[-1]
     joined = np.full(len(images), -1, np.int64)
     for spelling in (images, names, names.str.replace(r"\.[^.]{1,5}$", "", regex=True)):
-        counted = spelling.value_counts()
+        times = spelling.value_counts()
         wanted = spelling.isin(row_of) & (joined < 0)
-        several = int(counted[spelling[wanted].unique()].gt(1).sum()) if wanted.any() else 0
+        several = int(times[spelling[wanted].unique()].gt(1).sum()) if wanted.any() else 0
         if several:
             raise InputError(f"{several} names in column '{column}' of {name} are those of several files; write paths from the folder")
         joined = np.where(wanted, [row_of.get(text, -1) for text in spelling], joined)
@@ -251,7 +271,7 @@ def _say_unused(values: pd.Series, joined: IntArray, column: str, kind: str, nam
     unused = values[~np.isin(np.arange(len(values)), joined)]
     if len(unused):
         shown = f", as {', '.join(unused.dropna().head(10))}" if show else ""
-        notes.append(f"{len(unused)} rows of {name} have no image here{shown}")
+        notes.append(f"{counted(len(unused), f'row of {name} has', f'rows of {name} have')} no image here{shown}")
 
 
 def _columns(table: pd.DataFrame, notes: list[str]) -> list[str]:
@@ -274,10 +294,10 @@ def _filled(header: pd.Series, given: pd.Series, column: str, notes: list[str]) 
         first, second = (values.str.lower().map(lambda text: SEX.get(text, text), na_action="ignore") for values in (header, given))
     differ = int((both & (first != second).fillna(False)).sum())
     if differ:
-        notes.append(f"{column}: header and table differ in {differ} images; the header's value is taken")
+        notes.append(f"{column}: header and table differ in {counted(differ, 'image', 'images')}; the header's value is taken")
     filled = int((header.isna() & given.notna()).sum())
     if filled:
-        notes.append(f"{column}: {filled} images have it from the table, their headers lack it")
+        notes.append(f"{column}: {counted(filled, 'image has', 'images have')} it from the table, as the header lacks it")
     return header.fillna(given)
 
 
@@ -296,8 +316,9 @@ def _pick_frames(found: Found, how: str) -> None:
     low, high = int(counts[several].min()), int(counts[several].max())
     span = f"{low} frames" if low == high else f"{low} to {high} frames"
     if how == "refuse":
+        hold = counted(int(several.sum()), "DICOM file holds", "DICOM files hold")
         raise InputError(
-            f"{int(several.sum())} DICOM files hold {span}, and one row is one image; choose with --option frames=first, middle or all",
+            f"{hold} {span}, and one row is one image; choose with --option frames=first, middle or all",
             list(found.frame["image"][several]),
         )
     frame, repeats = found.frame, counts.where(several, 1) if how == "all" else pd.Series(1, index=counts.index)
@@ -309,4 +330,4 @@ def _pick_frames(found: Found, how: str) -> None:
     frame["image"] = [f"{path}#frame={k}" if total > 1 else path for path, k, total in zip(frame["image"], picked, n, strict=True)]
     found.frame = frame
     what = {"all": "each frame is an image", "first": "the first frame is taken", "middle": "the middle frame is taken"}[how]
-    found.notes.append(f"{int(several.sum())} files hold {span}: {what}")
+    found.notes.append(f"{counted(int(several.sum()), 'file holds', 'files hold')} {span}: {what}")

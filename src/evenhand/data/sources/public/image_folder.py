@@ -63,7 +63,8 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     """One row an image file."""
     paths = [path for path in raw.walk(".", IMAGES) if path.count("/") >= 1]
     if not paths:
-        raise InputError(f"{raw.root} has no images in folders of classes", INFO.layout.splitlines())
+        advice = "give the folder that holds one folder a class"
+        raise InputError(f"{raw.root} has no images in folders of classes; {advice}", INFO.layout.splitlines())
     found = Found(pd.DataFrame())
     tops = {path.split("/")[0] for path in paths}
     in_splits = all(top.lower() in SPLITS for top in tops) and all(path.count("/") >= 2 for path in paths)

@@ -152,6 +152,12 @@ def _images(raw: RawFolder, table: pd.DataFrame, choice: Choice, notes: list[str
     wanted = choice.options["images"]
     if wanted == "pickles" or (wanted == "told" and all(pickles.values())):
         return _pickled(raw, table, pickles, choice.options["colours"], notes)
+    if wanted == "told" and any(pickles.values()):
+        absent = ", ".join(PICKLES[0].format(part) for part, name in pickles.items() if name is None)
+        raise InputError(
+            f"{raw.root} has pickles of some tables alone, and lacks {absent}; put them there, or have the pictures themselves read: "
+            "--option images=files"
+        )
     if "Path" not in table and "path" not in table:
         raise InputError("the tables have no column 'Path', and there are no pickles of the images for all three of them")
     paths = column(table, "Path", "path")
