@@ -293,3 +293,16 @@ def test_a_changed_image_that_a_parquet_file_only_names_changes_the_key(tmp_path
     cells = [{"bytes": png(row), "path": "beside.png"} for row in stack(2)]  # all images in the file: the names mean nothing
     parquet.write_table(pa.table({"image": cells}), tmp_path / "b.parquet")
     assert parquet_cells.files_beside(f"{tmp_path}/b.parquet") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell what of a file is in a process")
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_a_process_does_not_grow_with_the_file_that_it_maps(tmp_path: Path, save: Callable[..., None]) -> None:
+    file = tmp_path / f"a.{'npy' if save is np.save else 'npz'}"
+    save(file, np.ones((64, 1024, 512), np.uint8))  # 32 MiB
+    for k in range(64):
+        assert read_image(f"{file}#row={k}").all()
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(k for k, line in enumerate(lines) if line.endswith(str(file)))
+    resident = next(int(line.split()[1]) for line in lines[start:] if line.startswith("Rss:"))
+    assert resident < 8 * 1024  # KiB; the system maps some pages around those that are read

@@ -9,6 +9,7 @@ unpacked beside the cache that is being built (`evenhand.data.unpacking`).
 from __future__ import annotations
 
 import math
+import mmap
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ class Volume:
         from evenhand.data.images import array_pixels
 
         stack, _ = self._fit(rule)
+        _let_go(stack)
         lead: Index = () if rule.row is None else (rule.row,)
         with Readable():
             values = self._values(stack, lead, rule)
@@ -241,6 +243,13 @@ class Volume:
                 raise ImageError(f"the 0.5 and 99.5 percentile of the volume are both {low:g}, so it has no scale")
             self._percentiles = rule.row, (float(low), float(high))
         return self._percentiles[1]
+
+
+def _let_go(stack: Stack) -> None:
+    """Of a mapped file keep no pages of earlier pictures: the system has them cached, and the process should not grow with the file."""
+    pages = getattr(stack, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _projected(stack: Stack, lead: Index, axis: int, how: str) -> Array:
