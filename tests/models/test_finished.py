@@ -120,6 +120,9 @@ def test_what_does_not_fit_is_refused(save):
         load_finished(save(), 3)
     with pytest.raises(CheckpointError, match="does not fit resnet14t"):
         load_finished(save(name="resnet14t"), 1)
+    # a head of another name is not what is wrong with the file of another network
+    with pytest.raises(CheckpointError, match=r"does not fit vit_tiny_patch16_224: 150 of 150 tensors of its body are not in the file"):
+        load_finished(save(name="vit_tiny_patch16_224"), 1)
     with pytest.raises(CheckpointError, match="does not say what architecture it is"):
         load_finished(save(name="auto"), 1)
 

@@ -128,6 +128,22 @@ def test_a_patched_run_scores_new_images_as_it_was_tested(patched, external, tmp
     np.testing.assert_allclose(now.loc[told.index], told, atol=1e-6)
 
 
+def test_serving_the_folder_serves_the_patched_network(patched, delivered, external):
+    serving = pytest.importorskip("evenhand.serve.encoder")
+    images = read_rows(compose("patch make", [f"data={external}"]).data, 0, redraw=False).take("test").x.batch(slice(0, 4))
+    found = {}
+    for name, root in (("patched", patched.root), ("delivered", delivered.root)):
+        served = serving.load_served_model(compose("serve", [f"model={root}", "accelerator=cpu"]))
+        network = load_predictor(RunFolder(root)).predictor.model
+        found[name] = served.embed(images)
+        with torch.inference_mode():
+            logits = network(images)
+            head = network.network.get_classifier()
+            np.testing.assert_allclose(head(torch.from_numpy(found[name])), logits, atol=1e-4)
+    assert np.abs(found["patched"] - found["delivered"]).max() > 1e-3
+    assert served.parameters["encoder"]
+
+
 def test_the_same_command_finds_it_finished(patched, monkeypatch):
     monkeypatch.setattr(patch_runs, "make_patched", None)
     config = compose("patch make", [

@@ -184,6 +184,7 @@ def _with_head(layout: Layout, network: nn.Module, asked: str | None, label: str
         given, taken = f"{candidate}.", f"{own[0]}."
         moved = {taken + key.removeprefix(given) if key.startswith(given) else key: value for key, value in state.items()}
         return replace(layout, state=moved), candidate
+    _check_body(network, state, tuple(f"{prefix}." for prefix in own), label, name)
     linear = [key for key, value in state.items() if key.endswith(".weight") and value.ndim == 2 and value.shape[1] == width]
     ends = ", ".join(key.removesuffix(".weight") for key in linear[-5:])
     hint = f"linear layers of its width in the file: {ends}" if ends else "the file has no linear layer of its width: an encoder alone"
@@ -192,6 +193,24 @@ def _with_head(layout: Layout, network: nn.Module, asked: str | None, label: str
     raise CheckpointError(
         f"checkpoint {label} has no head of known name for {name} (looked for: {', '.join(wanted)}); {hint}; "
         "name it with model.head=…, or give a classifier with its head"
+    )
+
+
+def _check_body(network: nn.Module, state: dict[str, torch.Tensor], heads: tuple[str, ...], label: str, name: str) -> None:
+    """Refuse a file of another network before its head is missed.
+
+    Raises:
+        CheckpointError: most tensors of the body are not in the file.
+    """
+    body = [key for key in network.state_dict() if not key.startswith(heads)]
+    missing = [key for key in body if key not in state]
+    if 2 * len(missing) <= len(body):
+        return
+    guess = guess_architecture(state)
+    hint = f"it looks like {guess}: set model.name={guess}" if guess and " " not in guess else "set model.name to its architecture"
+    raise CheckpointError(
+        f"checkpoint {label} does not fit {name}: {len(missing)} of {len(body)} tensors of its body are not in the file; {hint}",
+        [f"missing in the file: {key}" for key in missing],
     )
 
 

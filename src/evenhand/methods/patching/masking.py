@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,13 @@ def make_mask(setting: Setting) -> MadeMask:
         allow_empty=config.ratio == "released" and not config.exact,
     )
     masks = dict(made.values)
-    return MadeMask(masks, {**mask_facts(masks, head_names(model)), "threshold": made.threshold, "units": dict(made.units)})
+    units = {name: _number(value) for name, value in made.units.items()}
+    return MadeMask(masks, {**mask_facts(masks, head_names(model)), "threshold": _number(made.threshold), "units": units})
+
+
+def _number(value: float | None) -> float | None:
+    """As JSON has it: None for NaN."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _importances(setting: Setting) -> tuple[dict[str, Tensor], ...]:
