@@ -50,8 +50,8 @@ def take_stock(raw: RawFolder, found: Found, keep_going: bool) -> None:
     if spare:
         folders = ", ".join(f"{folder or 'the raw folder itself'} {count:,}" for folder, count in _folders(spare).most_common(5))
         place = "in no row of the set's tables and"
-        files = counted(len(spare), f"image file is {place} was", f"image files are {place} were")
-        found.notes.append(f"{files} left aside ({folders})")
+        aside = counted(len(spare), f"image file is {place} was", f"image files are {place} were")
+        found.notes.append(f"{aside} left aside ({folders})")
     if absent.any():
         found.leave_out(absent, ABSENT)
 
