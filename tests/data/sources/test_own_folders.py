@@ -97,6 +97,14 @@ def test_parquet_cells_are_text(miniature: Make, stored: bool) -> None:
     assert found.counts == {"images": 12, "patients": 6, "files": 3}
 
 
+def test_parts_of_a_parquet_folder_that_are_absent_are_named(miniature: Make) -> None:
+    raw = miniature("parquet_folder", patients=6)
+    assert not any("are not there" in note for note in read("parquet_folder", raw).notes)
+    (raw / "data" / "train-00000-of-00002.parquet").unlink()
+    note = next(note for note in read("parquet_folder", raw).notes if "are not there" in note)
+    assert "a part of the data set: data/train-00000-of-00002.parquet; download" in note
+
+
 def test_parquet_folders_that_do_not_fit(miniature: Make) -> None:
     raw = miniature("parquet_folder", patients=6)
     data = raw / "data"

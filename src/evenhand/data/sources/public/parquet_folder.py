@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,7 @@ from evenhand.errors import InputError
 
 _SPLIT = re.compile(r"^(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
 
+_PART = re.compile(r"(?P<head>.*-)(?P<k>\d+)-of-(?P<n>\d+)(?P<tail>\D*)$")
 INFO = Info(
     name="parquet_folder",
     title="Your own Hugging Face parquet folder",
@@ -84,6 +86,11 @@ def read(raw: RawFolder, choice: Choice) -> Found:
         part = pd.DataFrame({name: _text(columns[name]) for name in plain}, dtype="string")
         part.insert(0, "__image", [f"{path}#row={row}&column={image}" for row in range(columns.num_rows)])
         parts.append(part.assign(__split=_split_name(path)))
+    absent = _absent_parts(paths)
+    if absent:
+        more = f", … ({len(absent):,} in all)" if len(absent) > 10 else ""
+        named = f"{', '.join(absent[:10])}{more}"
+        found.notes.append(f"files are not there, so this is a part of the data set: {named}; download them for all of it")
     table = pd.concat(parts, ignore_index=True)
     label = _label_column(plain, names, choice)
     frame = pd.DataFrame({"image": table["__image"]})
@@ -107,6 +114,13 @@ def read(raw: RawFolder, choice: Choice) -> Found:
     found.frame = with_columns(frame, table, taken, found.notes, "the files")
     found.counts = {"images": len(frame), "patients": int(frame["patient_id"].nunique()), "files": len(paths)}
     return found
+
+
+def _absent_parts(paths: Sequence[str]) -> list[str]:
+    """Files whose neighbours' names say that they should be there, as train-00001-of-00002.parquet."""
+    numbered = {(match["head"], len(match["k"]), match["n"], match["tail"]) for match in map(_PART.match, paths) if match}
+    wanted = {f"{head}{k:0{width}d}-of-{n}{tail}" for head, width, n, tail in numbered for k in range(min(int(n), 100_000))}
+    return sorted(wanted - set(paths))
 
 
 def _schema(path: Path) -> Any:
