@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -589,31 +591,38 @@ def test_answers_before_a_fault_are_kept(connect, server, tmp_path):
         assert (server.n_images, paid.n_sent, paid.left) == (20, 20, 0)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
+SPEND = """
+import importlib.util, sys
+import torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("remote", sys.argv[1])
+remote = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(remote)
+remote.spend(sys.argv[2], sys.argv[3])
+"""
+
+
+def spend(url, folder):
+    """Embed 120 images, four a request, two requests at once."""
+    embedder = RemoteEmbedder(url, batch_size=4, connections=2)
+    with PaidEmbedder(embedder, Path(folder), budget=1000, concurrency=2) as paid:
+        out = torch.cat(paid.many(list(draw(120).split(4))))
+    embedder.close()
+    return out, paid
+
+
 def test_kill_9_against_a_server_that_counts(server, tmp_path):
     """Two processes are killed while requests are on their way; the third ends, and the server saw only those requests twice."""
     images, server.delay = draw(120), 0.01
-
-    def spend():
-        embedder = RemoteEmbedder(server.url, batch_size=4, connections=2)
-        with PaidEmbedder(embedder, tmp_path, budget=1000, concurrency=2) as paid:
-            out = torch.cat(paid.many(list(images.split(4))))
-        embedder.close()
-        return out, paid
-
     for stop_at in (10, 50):
-        child = os.fork()
-        if child == 0:
-            spend()
-            os._exit(1)
-        while server.n_images < stop_at:
+        child = subprocess.Popen([sys.executable, "-c", SPEND, __file__, server.url, str(tmp_path)], cwd=Path(__file__).parents[2])
+        while child.poll() is None and server.n_images < stop_at:
             time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
         while server.at_once:
             time.sleep(0.001)
-    out, paid = spend()
+    out, paid = spend(server.url, tmp_path)
     assert close(out, images)
     seen = {image.tobytes() for batch in server.images for image in batch}
     assert len(seen) == 120

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from evenhand.config.patch_methods import BMFTConfig
-from evenhand.methods.patching import method
+from evenhand.config.patch_methods import BMFTConfig, PatchComparisonConfig
+from evenhand.methods.patching import descent, method
+from evenhand.methods.patching.comparisons import make_comparison
 from evenhand.methods.patching.heads import head_names
 from evenhand.methods.patching.judging import Judgement, pick
 from evenhand.methods.patching.method import make_patched
 
-from .scenes import make_task, scene, tiny
+from .scenes import MemoryStore, make_task, scene, tiny
 
 torch.set_num_threads(1)
 
@@ -33,33 +36,37 @@ def test_the_state_that_is_kept(states, expected):
     assert pick([Judgement(*state) for state in states], delivered, tolerance=0.01) == expected
 
 
-def _spoil(monkeypatch, passes):
-    """Step one destroys the network in these passes and leaves it alone in others."""
-    weights = {}
+def _unsound(epoch, network, module, *args, **options):
+    """A pass that leaves a network which answers the same for everybody."""
+    with torch.no_grad():
+        module.network.norm.weight.zero_()
+    return {"step": "impair", "epoch": epoch}
+
+
+def test_a_step_that_nothing_could_judge_is_left_out(monkeypatch):
+    """Groups of 12 rows cannot be compared; before this rule the last pass was kept there, whatever its AUC."""
+    monkeypatch.setattr(method, "run_epoch", _unsound)
+    task, config = make_task(scene(48, 1), scene(12, 2), batch_size=24), BMFTConfig(impair_epochs=2, impair_lr=0.05, mask_type="all")
+    model = tiny("vit")
+    outcome = make_patched(task, model, config)
+    heads = {f"network.{name}" for name in head_names(model)}
+    assert {key for key in outcome.before if not torch.equal(outcome.before[key], outcome.after[key])} == heads
+    assert any("12 validation rows are too few to compare groups on, so step one" in note for note in outcome.notes)
+    forced = make_patched(replace(task, store=MemoryStore()), tiny("vit"), replace(config, stop="last"))
+    assert not forced.after["network.norm.weight"].any()
+
+
+def test_training_of_the_whole_network_keeps_its_last_sound_pass(monkeypatch):
+    """Pass 2 of 3 is the last one whose AUC on 12 validation rows is that of the classifier as delivered."""
+    model = tiny("vit")
+    sound = model.network.norm.weight.detach().clone()
 
     def run(epoch, network, module, *args, **options):
-        norm = module.network.norm.weight
-        weights.setdefault("sound", norm.detach().clone())
         with torch.no_grad():
-            norm.copy_(torch.zeros_like(norm) if epoch in passes else weights["sound"])
-        return {"step": "impair", "epoch": epoch}
+            module.network.norm.weight.copy_(sound * epoch if epoch < 3 else torch.zeros_like(sound))
+        return {"step": "train", "epoch": epoch}
 
-    monkeypatch.setattr(method, "run_epoch", run)
-
-
-@pytest.mark.parametrize(("passes", "said"), [((1, 2), "a new head alone"), ((2,), "the state after pass 1 of 2")])
-def test_few_validation_rows_still_see_a_destroyed_classifier(monkeypatch, passes, said):
-    """Groups of 12 rows cannot be compared; the last state was kept whatever its AUC before this rule."""
-    _spoil(monkeypatch, passes)
-    model = tiny("vit")
+    monkeypatch.setattr(descent, "run_epoch", run)
     task = make_task(scene(48, 1), scene(12, 2), batch_size=24)
-    outcome = make_patched(task, model, BMFTConfig(impair_epochs=2, impair_lr=0.05, mask_type="all"))
-    assert [record["val_bias"] for record in outcome.history[:4]] == [None] * 4
-    assert outcome.history[3]["val_auc"] == 0.5
-    notes = " ".join(outcome.notes)
-    assert "12 validation rows are too few to compare groups on" in notes
-    assert said in notes
-    sound = {key for key in outcome.before if key.endswith("norm.weight") and "blocks" not in key}
-    assert all(torch.equal(outcome.before[key], outcome.after[key]) for key in sound)
-    heads = {f"network.{name}" for name in head_names(model)}
-    assert any(not torch.equal(outcome.before[key], outcome.after[key]) for key in heads)
+    outcome = make_comparison(task, model, PatchComparisonConfig(kind="full_both", impair_epochs=1, repair_epochs=2, auc_tolerance=1.0))
+    assert torch.equal(outcome.after["network.norm.weight"], 2 * sound)

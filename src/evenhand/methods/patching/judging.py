@@ -9,8 +9,9 @@ over thresholds makes it steadier than the gap at one.
 
 Rule: of the states whose validation AUC is within a tolerance of that of the classifier as delivered, the one of smallest
 B_val, the earliest of equals; where there is none, the one of highest AUC. A collapsed classifier has an AUC of 0.5, which is
-never enough, and so is not kept for its small gaps. Where validation rows are too few for B_val, the last state within the
-tolerance: nothing says which is the most even, but a loss of AUC is seen on fewer rows than a gap is.
+never enough, and so is not kept for its small gaps. Where validation rows are too few for B_val, methods that train the whole
+network keep the last state within the tolerance, since a loss of AUC is seen on fewer rows than a gap is; a patch leaves step
+one out there.
 """
 
 from __future__ import annotations

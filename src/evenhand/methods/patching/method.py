@@ -49,6 +49,11 @@ EMPTY = (
     "weights by decay and momentum alone"
 )
 
+UNJUDGED = (
+    "{n} validation rows are too few to compare groups on, so step one, which nothing could judge, is left out and the patch is a new "
+    "head alone; method.stop=last makes it all the same"
+)
+
 
 def make_patched(task: Task, model: nn.Module, config: PatchMethodConfig) -> PatchOutcome:
     """Patch a finished classifier.
@@ -106,6 +111,9 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
     config, model = setting.config, setting.model
     if setting.saved("repair") is not None:
         return  # done before the kill; step two restores the model
+    if config.stop == "val" and len(setting.task.val) and not setting.compares:
+        setting.notes.append(UNJUDGED.format(n=len(setting.task.val)))
+        return
     heads = head_names(model)
     body_masks = {name: value for name, value in mask.masks.items() if name not in heads}
     if config.exact:
@@ -140,12 +148,10 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
         setting.report(record, config.impair_epochs)
     if setting.selects:
         model.load_state_dict(kept.state)
-        setting.notes.append(_kept_note(kept.best, config.impair_epochs, setting.compares))
+        setting.notes.append(_kept_note(kept.best, config.impair_epochs))
 
 
-def _kept_note(best: int, epochs: int, compared: bool) -> str:
-    if best == 0 and not compared:
-        return "no pass of step one left the AUC on validation rows within the tolerance; the patch is a new head alone"
+def _kept_note(best: int, epochs: int) -> str:
     if best == 0:
         return "no pass of step one narrowed the gap on validation rows within the tolerance on AUC; the patch is a new head alone"
     return f"the state after pass {best} of {epochs} of step one was kept, by validation rows"

@@ -271,14 +271,10 @@ class Setting:
         if absent:
             more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             yield f"no row of the external set is in {'; '.join(absent[:3])}{more}: their rates are left out of the bias"
-        if self.selects and not self.compares:
-            yield (
-                f"{len(self.task.val)} validation rows are too few to compare groups on; the last state whose AUC there is within "
-                f"{self.config.auc_tolerance:g} of the classifier's as delivered is kept, its gap unjudged"
-            )
         if self.config.stop == "val" and not self.selects:
-            why = "there are no validation rows" if len(self.task.val) == 0 else "validation rows are too few to judge a state by"
-            yield f"{why}, so the last state is kept, unjudged"
+            n = len(self.task.val)
+            why = f"{n} validation rows are too few to judge a state by" if n else "there are no validation rows"
+            yield f"{why}; of several passes the last is kept, unjudged"
 
 
 def check_finite(model: nn.Module) -> None:
