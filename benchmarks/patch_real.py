@@ -1,6 +1,7 @@
 """What a patch changes on real images: classifiers of skin lesions and of chest films, patched on patients they have not learnt from.
 
-    python benchmarks/patch_real.py --shared ../shared --out results/patch_real [--sets ham,nih] [--seeds 0,1,2,3,4] [--table]
+    python benchmarks/patch_real.py --shared ../shared --out results/patch_real [--sets ham,nih] [--seeds 0,1,2,3,4]
+        [--kinds full_both,last_layer,random_mask,dfr] [--table]
 
 ham: an ImageNet MobileNet (96 px) is fine-tuned on the train split of ham10000-mini and patched, for age (under 60; 60 and over) and
 for sex, on 70% of the val split's patients; thresholds and stopping use the other 30%. It is tested on the test split, and out of
@@ -8,8 +9,8 @@ distribution on all of pad-ufes-mini (photographs by telephone, sex and skin typ
 nih: the same network at 64 px for effusion on nih-cxr64-mini, for sex.
 
 A seed draws the training order and the 30%; the splits are the data's own, so intervals over seeds (Student's t) say how steady the
-methods are on these patients, and the paired bootstrap of single runs what other patients would change. Both methods and every
-comparison learn from the same rows for the same number of passes. It resumes; figures land in OUT/figures.jsonl.
+methods are on these patients, and the paired bootstrap of single runs what other patients would change. Both methods and the
+comparisons of --kinds learn from the same rows for the same number of passes. It resumes; figures land in OUT/figures.jsonl.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def figures(table: pd.DataFrame, groups: np.ndarray, threshold: float) -> dict[s
 class Study:
     """Units by (set, attribute, seed, method)."""
 
-    def __init__(self, shared: Path, out: Path, words: list[str]) -> None:
-        self.shared, self.out, self.words = shared, out, words
+    def __init__(self, shared: Path, out: Path, kinds: list[str], words: list[str]) -> None:
+        self.shared, self.out, self.kinds, self.words = shared, out, kinds, words
         self.units = Units(out / "figures.jsonl")
 
     def data(self, name: str) -> Path:
@@ -97,11 +98,13 @@ class Study:
         first = method == METHODS[0]
         start = time.perf_counter()
         words = [f"method={method}", f"method.attributes=[{attribute}]", "accelerator=cpu", f"seed={seed}", *self.words]
-        words += [f"comparisons=[{','.join(KINDS)}]"] if first else []
+        words += [f"comparisons=[{','.join(self.kinds)}]"] if first else []
         eh.make_patch_run(eh.compose("patch make", [f"model={classifier}", f"data={data.root}", f"data.labels=[{label}]", *words, *QUIET,
                                                     f"out={run}"]))
         folders = {"as delivered": run / "delivered"} if first else {}
-        folders |= {kind: run / "comparisons" / kind for kind in KINDS if first and (run / "comparisons" / kind / "audit.json").exists()}
+        if first:
+            made = {kind: run / "comparisons" / kind for kind in self.kinds}
+            folders |= {kind: folder for kind, folder in made.items() if (folder / "audit.json").exists()}
         folders[method] = run  # last: it says that the unit is whole
         rows = data.rows("test")
         groups = np.array(data.groups()[attribute].keys, object)[data.groups()[attribute].codes[rows]]
@@ -156,10 +159,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/patch_real"))
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--kinds", default="full_both,last_layer,random_mask,dfr", help=f"comparisons, of {', '.join(KINDS)}")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     parser.add_argument("words", nargs="*", help="options of `evenhand patch make` that differ")
     options = parser.parse_args()
-    study = Study(options.shared, options.out, options.words)
+    study = Study(options.shared, options.out, options.kinds.split(","), options.words)
     if not options.table:
         for name in options.sets.split(","):
             for seed in map(int, options.seeds.split(",")):
