@@ -216,6 +216,9 @@ def test_a_finished_set_is_told_from_names_sizes_and_times(
 
     monkeypatch.setattr("evenhand.data.sources.public.dicom_folder.read_headers", refuse)
     assert prepare().fingerprint == first.fingerprint
+    typed = ["prepare", "dicom_folder", str(raw), str(out), "--label", "effusion", "--attributes", "sex", "--size", "16"]
+    assert main(typed) == 0
+    assert prepare(bins={}, missing="own_group", fractions=[0.7, 0.1, 0.2]).fingerprint == first.fingerprint
     with pytest.raises(AssertionError, match="read again"):
         prepare(seed=1)
     for changed in (raw / "labels.csv", next(raw.rglob("*.dcm"))):

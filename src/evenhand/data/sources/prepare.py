@@ -110,8 +110,8 @@ def prepare_source(
     settings.check()
     folder = RawFolder(raw, info.layout)
     call = _call(source, folder, choice, settings, {
-        "labels": chosen, "attributes": attributes, "kind": kind, "modality": modality, "missing": missing, "bins": bins,
-        "max_groups": max_groups,
+        "labels": chosen, "attributes": attributes, "kind": kind, "modality": modality, "missing": missing or info.missing,
+        "bins": {name: [float(edge) for edge in edges] for name, edges in (bins or {}).items()}, "max_groups": max_groups,
     })
     finished = _finished(Path(out), call)
     if finished is not None:
