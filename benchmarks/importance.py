@@ -49,17 +49,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The least time of a few runs."""
+def seconds(works: list[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:
+    """The least time of a few runs of each, taken in turns so that another load on the machine falls on all of them."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    found = []
+    found: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):
-        start = clock()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(clock() - start)
-    return min(found)
+        for own, work in zip(found, works, strict=True):
+            start = clock()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            own.append(clock() - start)
+    return [min(own) for own in found]
 
 
 def separate(network: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -82,12 +83,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     groups = (torch.arange(options.batch) // 2 % 2).to(device)
     batches = [(torch.rand(options.batch, 3, options.size, options.size, device=device), y, groups) for _ in range(options.batches)]
 
-    def timed(kind: str, *terms: object) -> float:
-        return seconds(lambda: importances(network, batches, terms, kind=kind), device, options.repeats)  # type: ignore[arg-type]
+    def found(kind: str, *terms: object) -> Callable[[], object]:
+        return lambda: importances(network, batches, terms, kind=kind)  # type: ignore[arg-type]
 
-    apart = seconds(lambda: separate(network, batches), device, options.repeats)
-    by_batch, by_image = timed("batch", *TERMS), timed("sample", *TERMS)
-    one_by_one = sum(timed("sample", term) for term in TERMS)
+    singles = [found("sample", term) for term in TERMS]
+    works = [lambda: separate(network, batches), found("batch", *TERMS), found("sample", *TERMS), *singles]
+    apart, by_batch, by_image, *alone = seconds(works, device, options.repeats)
+    one_by_one = sum(alone)
     images = options.batch * options.batches
     print(f"{name}: {images} images; separate passes {apart:.2f} s, batches {by_batch:.2f} s, single images {by_image:.2f} s")
     return {"together": by_batch / apart, "twice": by_image / one_by_one, "against batches": by_image / by_batch}

@@ -1,47 +1,38 @@
-"""What making a patch costs: a step of step one against an ordinary step, step two on kept features, and gap against passes.
+"""What making a patch costs: a step of step one against an ordinary step, and step two on kept features.
 
 ``step``   a masked step (half of the weights, bias over the whole set) against one of torch's SGD with the same batch, taken in
            turns; the least of each counts. Bar: at most 1.1 times.
 ``head``   seconds of step two on features that are made once, against running the frozen body in every pass.
-``curve``  a small network that learnt a shortcut, patched and fine-tuned on a small external set: passes over the set (an ordinary
-           epoch is three: one forward, a backward pass counts two), and the gap and AUC on test rows that each way has reached by then.
 
-Run one with ``python benchmarks/patching.py step head curve``; it exits 1 when a bar is missed. Times are of one thread;
-those of steps are the process's own.
+Run one with ``python benchmarks/patching.py step head``; it exits 1 when a bar is missed. Times are of one thread;
+those of steps are the process's own. Importances and masks are in ``importance.py``, fairness against cost in ``patch_curve.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from evenhand.config.patch_methods import BMFTConfig, PatchComparisonConfig, PatchMethodConfig
 from evenhand.config.schema import TrainerConfig
 from evenhand.data.groups import Groups
 from evenhand.methods.base import Split, Task
 from evenhand.methods.patching.bias import BiasTerm
-from evenhand.methods.patching.comparisons import make_comparison
 from evenhand.methods.patching.heads import Body, FeatureImages, head_names
-from evenhand.methods.patching.judging import judge
-from evenhand.methods.patching.method import make_patched
 from evenhand.methods.patching.outcome import Cost
 from evenhand.methods.patching.rows import PatchRows
 from evenhand.methods.patching.selection import make_mask
 from evenhand.methods.patching.steps import Objective, Passes, all_logits, run_epoch, trainable_only
 from evenhand.methods.patching.updates import MaskedUpdate
 from evenhand.models.backbones import ImageClassifier
-from evenhand.training.predicting import predict_logits
 
 STEP_BAR = 1.1
 CPU = torch.device("cpu")
@@ -167,42 +158,6 @@ def measure_head(name: str, size: int, n: int, epochs: int) -> bool:
     return True
 
 
-def measure_curve(epochs: int, n: int) -> bool:
-    """Print passes, gap and AUC of every way after 0, 1, 2, … epochs."""
-    size = 32
-    start = classifier("resnet18", size, layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))
-    learn(start, scene(1500, 10, 0.95, size), 5)
-    # where the classifier is used the frame mostly speaks against the label
-    external, val, test = scene(n, 11, 0.2, size), scene(n // 2, 12, 0.2, size), scene(2000, 13, 0.2, size)
-    show(f"curve: {n} external rows, {n // 2} to stop on, {len(test)} test rows; gap over thresholds and AUC on test rows")
-    ways: dict[str, tuple[Callable[..., Any], PatchMethodConfig]] = {
-        "as delivered": (make_comparison, PatchComparisonConfig(kind="none")),
-        "bmft": (make_patched, BMFTConfig()),
-        "new head": (make_comparison, PatchComparisonConfig(kind="dfr")),
-        "full fine-tuning": (make_comparison, PatchComparisonConfig(kind="full_both")),
-    }
-    for name, (make, config) in ways.items():
-        for done in [epochs] if name in ("as delivered", "new head") else sorted({1, 2, 5, epochs}):
-            model = copy.deepcopy(start)
-            # fine-tuning has the passes of both steps, so that a row of the table is one number of passes
-            outcome = make(task_of(external, val), model, replace(config, impair_epochs=done, repair_epochs=done))
-            found = judge(predict_logits(model, test.x, 256, CPU), test, ("sex",), "binary", "eodds")
-            show(f"  {name:18s} {outcome.cost.passes:6.1f} passes {outcome.cost.seconds:6.1f} s  gap {found.bias:.3f}  AUC {found.auc:.3f}")
-    return True
-
-
-def learn(model: nn.Module, split: Split, epochs: int) -> None:
-    """The starting classifier, trained on rows where the shortcut holds."""
-    optimizer, y = torch.optim.AdamW(model.parameters(), lr=2e-3), torch.from_numpy(split.y)
-    model.train()
-    for epoch in range(epochs):
-        for rows in torch.randperm(len(split), generator=torch.Generator().manual_seed(epoch)).split(64):
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(model(split.x.batch(rows.numpy())), y[rows]).backward()
-            optimizer.step()
-    model.eval()
-
-
 def timed(action: Callable[[], object]) -> float:
     """Seconds of this process: one thread, so that what else runs on the machine does not count."""
     start = time.process_time()
@@ -218,7 +173,7 @@ def show(text: str) -> None:
 def main() -> int:
     """Run what was asked for; 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["step", "head", "curve"], help="step, head, curve; default: all")
+    parser.add_argument("what", nargs="*", default=["step", "head"], help="step, head; default: both")
     parser.add_argument("--networks", nargs="+", default=["resnet18", "vit_small_patch16_224"], help="timm names")
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--batch", type=int, default=32, help="images a step")
@@ -233,8 +188,6 @@ def main() -> int:
             met &= measure_step(name, options.size, options.batch, options.repeats)
     if "head" in options.what:
         met &= measure_head(options.networks[0], options.size, options.rows, options.epochs)
-    if "curve" in options.what:
-        met &= measure_curve(options.epochs, options.rows)
     return 0 if met else 1
 
 
