@@ -1,7 +1,7 @@
 """What a patch changes on real images: classifiers of skin lesions and of chest films, patched on patients they have not learnt from.
 
     python benchmarks/patch_real.py --shared ../shared --out results/patch_real [--sets ham,nih] [--seeds 0,1,2,3,4]
-        [--kinds full_both,last_layer,random_mask,dfr] [--table]
+        [--methods bmft,swift] [--kinds full_both,last_layer,random_mask,dfr] [--table]
 
 ham: an ImageNet MobileNet (96 px) is fine-tuned on the train split of ham10000-mini and patched, for age (under 60; 60 and over) and
 for sex, on 70% of the val split's patients; thresholds and stopping use the other 30%. It is tested on the test split, and out of
@@ -160,6 +160,7 @@ def main() -> int:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--kinds", default="full_both,last_layer,random_mask,dfr", help=f"comparisons, of {', '.join(KINDS)}")
+    parser.add_argument("--methods", default=",".join(METHODS), help="the first one makes the comparisons")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     parser.add_argument("words", nargs="*", help="options of `evenhand patch make` that differ")
     options = parser.parse_args()
@@ -168,7 +169,7 @@ def main() -> int:
         for name in options.sets.split(","):
             for seed in map(int, options.seeds.split(",")):
                 for attribute in SETS[name][1]:
-                    for method in METHODS:
+                    for method in options.methods.split(","):
                         study.unit(name, attribute, seed, method)
     study.units.show("patches", table)
     return 0
