@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--kinds", default="full_both,last_layer,random_mask,dfr", help=f"comparisons, of {', '.join(KINDS)}")
-    parser.add_argument("--methods", default=",".join(METHODS), help="the first one makes the comparisons")
+    parser.add_argument("--methods", default=",".join(METHODS), help="bmft makes the comparisons too")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     parser.add_argument("words", nargs="*", help="options of `evenhand patch make` that differ")
     options = parser.parse_args()

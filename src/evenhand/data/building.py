@@ -181,6 +181,7 @@ def unpack_large(names: list[str], folder: Path, beside: int, progress: bool) ->
     absent = [part for part in large if not part.target.exists()]
     damaged: dict[int, str] = {}
     if absent:
+        unpacking.sweep(folder)
         n_bytes = sum(part.n_bytes for part in absent)
         check_room(folder.parent, n_bytes + beside, "the image cache, and large packed files beside it while it is built,")
         log.info("unpacking %d large files into %s (%.3g GB), which is removed at the end", len(absent), folder, n_bytes / 1e9)

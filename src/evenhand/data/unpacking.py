@@ -78,8 +78,8 @@ def find_large(names: Sequence[str], folder: Path) -> list[Large]:
             if state.st_size * _DENSEST >= least and os.path.isfile(path):
                 n_bytes, ending = _size(path, member, least)
                 if n_bytes:
-                    mark = f"{min(rows)}\0{state.st_size}\0{state.st_mtime_ns}\0{member}"
-                    target = folder / (hashlib.blake2b(mark.encode(), digest_size=8).hexdigest() + ending)
+                    mark = f"{min(rows)}\0{os.path.basename(path)}\0{state.st_size}\0{state.st_mtime_ns}\0{member}"
+                    target = folder / (hashlib.blake2b(mark.encode(errors="surrogateescape"), digest_size=8).hexdigest() + ending)
                     found.append(Large(path, member, target, n_bytes, rows))
     return found
 
@@ -133,6 +133,12 @@ def unpack(large: Large, advance: Callable[[int], None]) -> None:
         with suppress(FileNotFoundError):
             os.unlink(scratch)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have begun to unpack: it may take the room that is needed to begin again."""
+    for scratch in folder.glob("*.tmp"):
+        scratch.unlink(missing_ok=True)
 
 
 class _Written:
