@@ -286,6 +286,25 @@ def test_after_a_kill_only_what_is_lacking_is_unpacked(tmp_path: Path) -> None:
     assert not (out / unpacking.FOLDER).exists()
 
 
+def test_a_process_that_was_taken_for_dead_goes_on_without_harm(tmp_path: Path) -> None:
+    form = npz(tmp_path / "a", stack())
+    large = unpacking.Large(form.partition("#")[0], "train", tmp_path / "u" / "x.npy", stack().nbytes)
+    unpacking.unpack(large, lambda n: unpacking.sweep(tmp_path / "u"))
+    assert list((tmp_path / "u").iterdir()) == []
+    unpacking.unpack(large, lambda n: None)
+    assert np.array_equal(np.load(large.target), stack())
+
+
+def test_a_column_may_have_a_point_in_its_name(tmp_path: Path) -> None:
+    one_group(tmp_path / "a", stack(5))
+    table = parquet.read_table(f"{tmp_path}/a.parquet")
+    parquet.write_table(table.rename_columns(["scan.image", "scan"]), f"{tmp_path}/b.parquet")
+    sizes = [parquet_cells.column_bytes(f"{tmp_path}/{name}.parquet", column) for name, column in (("a", "image"), ("b", "scan.image"))]
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] > 4 * SIDE**2
+    assert parquet_cells.files_beside(f"{tmp_path}/b.parquet") == [f"{tmp_path}/beside.png"]
+
+
 def test_a_changed_image_that_a_parquet_file_only_names_changes_the_key(tmp_path: Path) -> None:
     names = [one_group(tmp_path / "a", stack(5)).format(k) for k in range(5)]
     before = building.files_key(names)

@@ -6,8 +6,10 @@ file; such a file is written anew in small groups while a cache is being built (
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +34,7 @@ def read_cell(path: str, mark: tuple[int, int], column: str, row: int) -> bytes:
     starts = _row_groups(path, mark, column)
     if row >= starts[-1]:
         raise ImageError(f"row {row} is out of range, the parquet file has {starts[-1]} rows")
-    group = next(k for k in range(len(starts) - 1) if row < starts[k + 1])
+    group = bisect_right(starts, row) - 1
     cell = _row_group(path, mark, column, group)[row - starts[group]].as_py()
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(cell, dict) and data is None and cell.get("path"):
@@ -61,7 +63,7 @@ def _row_groups(path: str, mark: tuple[int, int], column: str) -> tuple[int, ...
     with parquet.ParquetFile(path) as file:
         _check_column(file, column)
         counts = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
-    return tuple(sum(counts[:k]) for k in range(len(counts) + 1))
+    return tuple(accumulate(counts, initial=0))
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +84,7 @@ def _leaves(file: Any, column: str) -> list[list[Any]]:
     """Of every row group, what the file says of the stored columns that a column consists of."""
     groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
     leaves = [[group.column(k) for k in range(group.num_columns)] for group in groups]
-    return [[leaf for leaf in group if leaf.path_in_schema.split(".")[0] == column] for group in leaves]
+    return [[leaf for leaf in group if f"{leaf.path_in_schema}.".startswith(f"{column}.")] for group in leaves]
 
 
 def column_bytes(path: str, column: str) -> tuple[int, int]:
@@ -157,5 +159,5 @@ def _names_files(file: Any, field: Any) -> bool:
 
     if not pa.types.is_struct(field.type) or {"bytes", "path"} - {part.name for part in field.type}:
         return False
-    leaves = [leaf for group in _leaves(file, field.name) for leaf in group if leaf.path_in_schema.split(".")[1:] == ["bytes"]]
+    leaves = [leaf for group in _leaves(file, field.name) for leaf in group if leaf.path_in_schema == f"{field.name}.bytes"]
     return any(leaf.statistics is None or not leaf.statistics.has_null_count or leaf.statistics.null_count > 0 for leaf in leaves)

@@ -308,6 +308,7 @@ def _finish(folder: Path, plan: dict[str, Any]) -> None:
     dtype = np.dtype(np.uint16 if grid.bits == 16 else np.uint8)
     write_manifest(folder, (len(kept), grid.channels, grid.size, grid.size), dtype, table, plan["key"], failed, plan["part"])
     # moved first, so that no process finds it half emptied and takes the work for undone
+    unpacking.forget()
     away = folder / f".building-{os.getpid()}-{time.monotonic_ns()}"
     with suppress(OSError):
         room.rename(away)

@@ -128,7 +128,8 @@ def unpack(large: Large, advance: Callable[[int], None]) -> None:
             with volumes.Readable():
                 _write(large, out, advance)
             out.sync()
-        os.replace(scratch, large.target)
+        with suppress(FileNotFoundError):  # swept by a process that took this one for dead, and unpacks it itself
+            os.replace(scratch, large.target)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(scratch)
@@ -138,7 +139,8 @@ def unpack(large: Large, advance: Callable[[int], None]) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed processes have begun to unpack: it may take the room that is needed to begin again."""
     for scratch in folder.glob("*.tmp"):
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 class _Written:
