@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.groups import number_key
 from evenhand.errors import ConfigError, TableError
 from evenhand.evaluation.predictions import beyond, binary_column, finite_column, score_column
@@ -81,8 +82,9 @@ def code_label(values: pd.Series, name: str, pos_label: str | None = None) -> tu
         if set(found) <= {"0", "1", "0.0", "1.0"} or not _words(found):
             return binary_column(values, name), ""
         texts = value_texts(values)
+        odd = counted(int((texts != "").sum()), "value that is", "values that are")
         raise TableError(
-            f"column '{name}' has {int((texts != '').sum())} values that are not 0 or 1 ({_listed(found)}); "
+            f"column '{name}' has {odd} not 0 or 1 ({_listed(found)}); "
             f"say which is the positive class, as --pos-label {' or --pos-label '.join(map(_shell, found[:2]))}, "
             "or code the label as 0 and 1"
         )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evenhand.data.amounts import counted
 from evenhand.data.groups import Groups, cell
 from evenhand.errors import TableError
 from evenhand.files import write_atomic, write_text
@@ -208,8 +209,9 @@ def binary_column(values: pd.Series, name: str) -> npt.NDArray[np.float64]:
     if wrong.any():
         rows = np.flatnonzero(wrong)
         first = ", ".join(sorted({str(value) for value in values.iloc[rows]})[:3])
+        odd = counted(len(rows), "value that is", "values that are")
         raise TableError(
-            f"column '{name}' has {len(rows)} values that are not 0 or 1 ({first}); code the label as 0 and 1, "
+            f"column '{name}' has {odd} not 0 or 1 ({first}); code the label as 0 and 1, "
             "empty where unknown, or name the positive value with --pos-label",
             [f"row {row + 1}: {name} is {cell(values.iloc[row])}" for row in rows],
         )

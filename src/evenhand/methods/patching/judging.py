@@ -124,7 +124,7 @@ def pick(found: Sequence[Judgement], delivered: Judgement, tolerance: float) -> 
         >>> pick(states, Judgement(0.3, 0.90), tolerance=0.01)
         1
     """
-    if delivered.auc is None:
+    if delivered.auc is None or all(item.auc is None for item in found):
         return len(found) - 1
     floor = delivered.auc - tolerance
     enough = [k for k, item in enumerate(found) if item.auc is not None and item.auc >= floor and item.auc > 0.5]
