@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from edit_synthetic import interval
-from patch_synthetic import QUIET, TEST, Study, figures, prepared
+from patch_synthetic import QUIET, TEST, Study, cells_of, figures, prepared
 from patching import Memory
 from search_setups import Units
 
@@ -135,7 +134,7 @@ def point(scene: Scene, seed: int, way: str, epochs: int) -> dict[str, Any]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row for every way and number of epochs, means and intervals over seeds."""
-    out, keys = [], ("auc", "odds", "mean odds")
+    out = []
     for external in dict.fromkeys(line["external"] for line in lines):
         own = [line for line in lines if line["external"] == external]
         base = {line["seed"]: line for line in own if line["way"] == DELIVERED}
@@ -146,9 +145,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             for epochs in sorted({line["epochs"] for line in own if line["way"] == way}):
                 rows = [line for line in own if (line["way"], line["epochs"]) == (way, epochs)]
                 cells = [f"{np.mean([row['images'] for row in rows]):.0f}"]
-                cells += [interval([row[key] for row in rows]) for key in keys]
-                paired = [(row, base[row["seed"]]) for row in rows if row["seed"] in base and way != DELIVERED]
-                cells += [interval([row[key] - start[key] for row, start in paired]) if paired else "" for key in keys]
+                cells += cells_of(rows, None if way == DELIVERED else base, groups=False)
                 out.append(f"| {way} | {epochs} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 

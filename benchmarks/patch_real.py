@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from edit_synthetic import interval
-from patch_synthetic import KINDS, METHODS, QUIET, cuts_of, threshold_of
+from patch_synthetic import KINDS, METHODS, QUIET, cells_of, cuts_of, threshold_of
 from patch_synthetic import figures as group_figures
 from search_setups import Units
 from sklearn.metrics import roc_auc_score
@@ -139,14 +139,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
                 "over thresholds | worst group's change of AUC | elsewhere: AUC |", "|---" * 10 + "|"]
         for condition in dict.fromkeys(line["condition"] for line in own):
             rows = [line for line in own if line["condition"] == condition and line["seed"] in base]
-            keys = ("auc", "odds", "mean odds")
-            cells = [interval([row[key] for row in rows]) for key in keys]
-            if condition == "as delivered":
-                cells += [""] * 4
-            else:
-                cells += [interval([row[key] - base[row["seed"]][key] for row in rows]) for key in keys]
-                groups = [key for key in rows[0] if key.startswith("auc ")]
-                cells += [interval([min(row[key] - base[row["seed"]][key] for key in groups) for row in rows])]
+            cells = cells_of(rows, None if condition == "as delivered" else base)
             cells.append(interval([row["pad auc"] for row in rows]) if "pad auc" in rows[0] else "")
             out.append(f"| {condition} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(out)

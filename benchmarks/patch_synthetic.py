@@ -21,7 +21,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,20 @@ class Study:
         return {f"inside {key}": value for key, value in found.items() if key in ("auc", "odds")}
 
 
+def cells_of(rows: Sequence[dict[str, Any]], base: Mapping[int, dict[str, Any]] | None, *, groups: bool = True) -> list[str]:
+    """Of one condition's lines: means, changes from ``base`` (seed -> line; None: it is the base) and the worst group's."""
+    keys = ("auc", "odds", "mean odds")
+    cells = [interval([row[key] for row in rows]) for key in keys]
+    if base is None:
+        return cells + [""] * (4 if groups else 3)
+    paired = [(row, base[row["seed"]]) for row in rows if row["seed"] in base]
+    cells += [interval([row[key] - start[key] for row, start in paired]) if paired else "" for key in keys]
+    if groups:
+        names = [key for key in rows[0] if key.startswith("auc ")]
+        cells.append(interval([min(row[key] - start[key] for key in names) for row, start in paired]))
+    return cells
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: one table an external set, means and intervals over seeds, changes paired with the classifier as delivered."""
     out = []
@@ -166,14 +180,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
                 "over thresholds | worst group's change of AUC | inside: AUC | inside: equalized odds |", "|---" * 11 + "|"]
         for condition in dict.fromkeys(line["condition"] for line in own):
             rows = [line for line in own if line["condition"] == condition]
-            paired = [(row, base[row["seed"]]) for row in rows if row["seed"] in base]
-            cells = [interval([row[key] for row in rows]) for key in ("auc", "odds", "mean odds")]
-            if condition == "as delivered":
-                cells += ["", "", "", ""]
-            else:
-                cells += [interval([row[key] - start[key] for row, start in paired]) for key in ("auc", "odds", "mean odds")]
-                groups = [key for key in rows[0] if key.startswith("auc ")]
-                cells += [interval([min(row[key] - start[key] for key in groups) for row, start in paired])]
+            cells = cells_of(rows, None if condition == "as delivered" else base)
             cells += [interval([row[f"inside {key}"] for row in rows]) if f"inside {key}" in rows[0] else "" for key in ("auc", "odds")]
             out.append(f"| {condition} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(out)
