@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -18,6 +16,7 @@ import torch
 from evenhand.errors import BudgetError, DiskFullError, InputError, RunError, ServerError
 from evenhand.models import EmbeddingCache, PaidEmbedder, paid_log
 from evenhand.models.conformance import EmbedderConformance
+from tests.models.processes import start_spending
 
 
 class Counting:
@@ -215,21 +214,10 @@ class Billed(Counting):
         return super().__call__(images)
 
 
-def spend(log, bill, images):
-    """In a process of its own: embed everything, four images a request, two requests at once."""
-    with PaidEmbedder(Billed(bill), log, budget=1000, concurrency=2) as paid:
-        paid.many(list(images.split(4)))
-
-
-SPEND = """
-import importlib.util, pathlib, sys
-import torch
-torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("paid", sys.argv[1])
-paid = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(paid)
-paid.spend(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), paid.draw(120))
-"""
+def spend(log, bill):
+    """Embed 120 images, four a request, two requests at once."""
+    with PaidEmbedder(Billed(bill), Path(log), budget=1000, concurrency=2) as paid:
+        paid.many(list(draw(120).split(4)))
 
 
 def test_kill_9_pays_for_nothing_twice(tmp_path):
@@ -237,12 +225,12 @@ def test_kill_9_pays_for_nothing_twice(tmp_path):
     images, bill, log = draw(120), tmp_path / "bill", tmp_path / "log"
     kills = 0
     for stop_at in (10, 50):
-        child = subprocess.Popen([sys.executable, "-c", SPEND, __file__, str(log), str(bill)])
+        child = start_spending(__file__, log, bill)
         while child.poll() is None and (not bill.exists() or bill.read_bytes().count(b"\n") < stop_at):
             time.sleep(0.001)
         child.kill()
         kills += child.wait() == -signal.SIGKILL
-    spend(log, bill, images)
+    spend(log, bill)
     lines, in_flight = bill.read_text().split(), 2 * 4 * kills
     assert kills == 2
     assert len(set(lines)) == 120

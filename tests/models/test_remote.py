@@ -6,8 +6,6 @@ import logging
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -26,6 +24,7 @@ from evenhand.models.conformance import EmbedderConformance
 from evenhand.models.connection import Connection
 from evenhand.models.remote import RemoteEmbedder
 from tests.models import faulty_server as faulty
+from tests.models.processes import start_spending
 
 
 @pytest.fixture
@@ -591,17 +590,6 @@ def test_answers_before_a_fault_are_kept(connect, server, tmp_path):
         assert (server.n_images, paid.n_sent, paid.left) == (20, 20, 0)
 
 
-SPEND = """
-import importlib.util, sys
-import torch
-torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("remote", sys.argv[1])
-remote = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(remote)
-remote.spend(sys.argv[2], sys.argv[3])
-"""
-
-
 def spend(url, folder):
     """Embed 120 images, four a request, two requests at once."""
     embedder = RemoteEmbedder(url, batch_size=4, connections=2)
@@ -615,7 +603,7 @@ def test_kill_9_against_a_server_that_counts(server, tmp_path):
     """Two processes are killed while requests are on their way; the third ends, and the server saw only those requests twice."""
     images, server.delay = draw(120), 0.01
     for stop_at in (10, 50):
-        child = subprocess.Popen([sys.executable, "-c", SPEND, __file__, server.url, str(tmp_path)], cwd=Path(__file__).parents[2])
+        child = start_spending(__file__, server.url, tmp_path)
         while child.poll() is None and server.n_images < stop_at:
             time.sleep(0.001)
         child.kill()

@@ -128,15 +128,20 @@ def _with_whole_paths(batch: Any, field: Any, folder: Path) -> Any:
     import pyarrow as pa
 
     cells = batch.column(0)
-    if not pa.types.is_struct(field.type) or {"bytes", "path"} - {part.name for part in field.type}:
-        return batch
-    if not cells.field("bytes").null_count:
+    if not _has_paths(field) or not cells.field("bytes").null_count:
         return batch
     found = [
         {**cell, "path": str(folder / cell["path"])} if cell and cell["bytes"] is None and cell["path"] else cell
         for cell in cells.to_pylist()
     ]
     return pa.record_batch([pa.array(found, field.type)], names=[field.name])
+
+
+def _has_paths(field: Any) -> bool:
+    """Whether a column is a struct of bytes and path."""
+    import pyarrow as pa
+
+    return pa.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
 
 def files_beside(path: str) -> list[str]:
@@ -155,9 +160,7 @@ def files_beside(path: str) -> list[str]:
 
 def _names_files(file: Any, field: Any) -> bool:
     """Whether some cells of a column have a path and no bytes, as far as the file tells without being read."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(field.type) or {"bytes", "path"} - {part.name for part in field.type}:
+    if not _has_paths(field):
         return False
     leaves = [leaf for group in _leaves(file, field.name) for leaf in group if leaf.path_in_schema == f"{field.name}.bytes"]
     return any(leaf.statistics is None or not leaf.statistics.has_null_count or leaf.statistics.null_count > 0 for leaf in leaves)

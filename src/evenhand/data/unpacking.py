@@ -87,12 +87,12 @@ def find_large(names: Sequence[str], folder: Path) -> list[Large]:
 def _size(path: str, name: str | None, least: int) -> tuple[int, str]:
     """Bytes once unpacked, 0 where it need not be; and the ending of the unpacked file."""
     with open(path, "rb") as stream:
-        head = stream.read(6)
-    if head[:4] == b"PAR1":
+        parquet = stream.read(4) == b"PAR1"
+    if parquet:
         with volumes.Readable():
             largest, every = parquet_cells.column_bytes(path, name or "image")
         return (every if largest >= least else 0), ".parquet"
-    n_bytes = volumes.packed_bytes(path, name) if head[:4] == b"PK\x03\x04" or head == b"MATLAB" else 0
+    n_bytes = volumes.packed_bytes(path, name)
     return (n_bytes if n_bytes >= least else 0), ".npy"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from evenhand.data.amounts import counted
 from evenhand.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -43,7 +44,7 @@ class Agreement:
 
     def __str__(self) -> str:
         """In words, for the log."""
-        images = f"{self.n_images} image{'' if self.n_images == 1 else 's'}"
+        images = counted(self.n_images, "image", "images")
         return f"of {images} the cosine is at least {self.min_cosine:.4f}, and scores correlate by {self.score_correlation:.4f}"
 
     def to_json(self) -> dict[str, Any]:
