@@ -66,8 +66,9 @@ def test_outside_mask_and_head_every_bit_is_kept(family):
         (BMFTConfig(**QUICK), 2),
         (SWiFTConfig(**QUICK, repair_fit="sgd", optimizer="adam"), 1),
         (BMFTConfig(**QUICK, mask_type="all", repair_fit="sgd", stop="last", bias_over="batch", hold_norms=False), 4),
+        (BMFTConfig(**QUICK, mask_type="all", stop="last", subset_ratio=0.5), 2),
     ],
-    ids=["bmft after pass one", "swift after the mask", "bmft in step two"],
+    ids=["bmft after pass one", "swift after the mask", "bmft in step two", "a subset after pass one"],
 )
 def test_a_kill_changes_nothing(config, writes):
     through = make_patched(small(), tiny(), config)

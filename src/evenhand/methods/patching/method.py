@@ -126,6 +126,8 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
     objective = setting.objective(1.0 - config.impair_beta, config.impair_beta)
     passes = setting.passes("impair", config.impair_epochs, config.impair_lr, config.impair_balanced)
     kept = setting.kept()
+    # of the body as delivered, before a state of a killed run is restored
+    rows = setting.rows if config.subset_ratio == 0 else setting.rows.only(least_alike(setting, repair.body))
     state = setting.saved("impair")
     done = 0
     if state is not None:
@@ -135,7 +137,6 @@ def _impair(setting: Setting, repair: _Repair, mask: MadeMask) -> None:
         judgement = repair.judge(delivered=True)
         setting.history.append({"step": "impair", "epoch": 0, **setting.judged(judgement)})
         repair.keep(kept.add(judgement, model))
-    rows = setting.rows if config.subset_ratio == 0 else setting.rows.only(least_alike(setting, repair.body))
     for epoch in range(done + 1, config.impair_epochs + 1):
         trainable_only(model, set(parameters))
         record = run_epoch(epoch, model, model, rows, objective, update, passes, setting.cost, augmenter=setting.augmenter)
