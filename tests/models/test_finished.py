@@ -115,6 +115,14 @@ def test_half_precision_is_said(save):
     assert found.model.network.fc.weight.dtype == torch.float32
 
 
+def test_digits_that_single_precision_cannot_hold_are_refused(save, network):
+    """Rounded, they would be another model, which a patch made here would belong to."""
+    assert load_finished(save(dtype=torch.float64), 1).dtypes["fc.weight"] == torch.float64
+    finer = {"fc.weight": network.fc.weight.detach().double() + 1e-13}
+    with pytest.raises(CheckpointError, match=r"'fc.weight' of checkpoint .* is float64 with digits that float32 cannot hold"):
+        load_finished(save(wrap=lambda state: {**state, **finer}), 1)
+
+
 def test_what_does_not_fit_is_refused(save):
     with pytest.raises(InputError, match="has 1 outputs, but the task needs 3"):
         load_finished(save(), 3)

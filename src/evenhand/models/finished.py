@@ -59,7 +59,8 @@ def load_finished(config: ModelConfig, n_outputs: int, *, head: str | None = Non
         seed: of what the file does not fill (nothing that is trained).
 
     Raises:
-        CheckpointError: unsafe or truncated, another architecture, or no head found: the names looked for are listed.
+        CheckpointError: unsafe or truncated, another architecture, numbers that float32 cannot hold, or no head found: the names
+            looked for are listed.
         InputError: the head has another number of outputs than the task needs.
     """
     register_architectures()
@@ -88,6 +89,7 @@ def load_finished(config: ModelConfig, n_outputs: int, *, head: str | None = Non
             "the output of its linear layer is taken as the logit here, and the sigmoid is applied once, by what scores"
         )
     own = network.state_dict()
+    _check_digits(layout.state, own, source.label)
     dtypes = {key: value.dtype for key, value in layout.state.items() if key in own and value.dtype != own[key].dtype}
     resolved = replace(
         ModelConfig(**{field: getattr(config, field) for field in ModelConfig.__dataclass_fields__}),
@@ -212,6 +214,23 @@ def _check_body(network: nn.Module, state: dict[str, torch.Tensor], heads: tuple
         f"checkpoint {label} does not fit {name}: {len(missing)} of {len(body)} tensors of its body are not in the file; {hint}",
         [f"missing in the file: {key}" for key in missing],
     )
+
+
+def _check_digits(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], label: str) -> None:
+    """Refuse numbers that the network cannot hold: a patch of it would belong to another model than that of the file.
+
+    Raises:
+        CheckpointError: names the first tensor.
+    """
+    for key, value in state.items():
+        if key not in own or value.dtype == own[key].dtype or not value.is_floating_point():
+            continue
+        if not torch.allclose(value.to(own[key].dtype).to(value.dtype), value, rtol=0.0, atol=0.0, equal_nan=True):
+            kind, held = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, own[key].dtype))
+            raise CheckpointError(
+                f"tensor '{key}' of checkpoint {label} is {kind} with digits that {held} cannot hold, so that a patch could not give it "
+                f"back bit by bit; save the classifier in {held} (model.float()), and patch that file"
+            )
 
 
 def _other_outputs(outputs: int, n_outputs: int, label: str) -> InputError:

@@ -247,6 +247,8 @@ def test_the_released_way_moves_what_it_masks():
     weights = {key: different for key, different in moved(outcome).items() if key.endswith("conv1.weight")}
     assert all(different.float().mean() > 0.9 for different in weights.values())
     assert any(different.any() for key, different in moved(outcome).items() if key.endswith("running_mean"))
+    # which no patch holds: taking it off gives the delivered file only if they stay
+    assert not any(different.any() for key, different in moved(outcome).items() if key.endswith("num_batches_tracked"))
 
 
 def test_a_constant_tensor_stops_the_released_ratio_unless_all_is_as_released():
