@@ -87,6 +87,19 @@ def test_also_where_small_cells_are_drawn_more_often():
         torch.testing.assert_close(entry, gradient, rtol=0.1, atol=0.02)
 
 
+def test_rows_without_a_group_do_not_make_the_bias_count_more():
+    """A balanced epoch leaves them out: here 24 of 48 rows are drawn, once each, as every cell has six."""
+    split = scene(48, 3)
+    cell = np.tile([0, 1, 2, 3], 12)
+    codes = np.where(np.arange(48) < 24, -1, cell // 2)
+    groups = {"sex": replace(split.groups["sex"], codes=codes)}
+    rows = rows_of(replace(split, y=(cell % 2)[:, None].astype(np.float32), groups=groups))
+    assert sorted(rows.order(0, 1, True)) == list(range(24, 48))
+    total, expected = summed_gradient(rows, True, 8)
+    for entry, gradient in zip(total, expected, strict=True):
+        torch.testing.assert_close(entry, gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_a_pass_is_torchs_own_loop_where_nothing_is_masked():
     rows, ours, theirs = rows_of(scene(40, 5)), tiny("resnet"), tiny("resnet")
     objective = Objective(None, "binary", 0.0, 1.0)

@@ -32,6 +32,7 @@ class PatchBatch:
         groups: int64 (b, A), group of every attribute, -1 where missing.
         positions: int64 (b,), where the rows stand among all rows.
         draws: (b,), how often an epoch draws each row, on average.
+        n_drawn: draws of an epoch; fewer than there are rows, where a balanced one leaves out rows without a group.
     """
 
     x: Tensor
@@ -39,6 +40,7 @@ class PatchBatch:
     groups: Tensor
     positions: Tensor
     draws: Tensor
+    n_drawn: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class PatchRows:
             slot += len(positions)
             rows = torch.from_numpy(positions)
             fields = (x, self.y[rows], self.groups[rows], rows, draws[rows])
-            yield PatchBatch(*(field.to(device, non_blocking=True) for field in fields))
+            yield PatchBatch(*(field.to(device, non_blocking=True) for field in fields), n_drawn=len(order))
 
     def label_cells(self) -> list[Cells]:
         """Joint group x label cells of every label by itself."""

@@ -72,7 +72,7 @@ class Objective:
         if self.over == "batch" or self.logits is None:
             return term(logits, batch.y, batch.groups)
         # a row that is drawn twice stands in the table once: the gradient of its copies adds up, as it should
-        scale = len(rows.eligible) / (len(logits) * batch.draws.clamp(min=1e-6)[:, None])
+        scale = batch.n_drawn / (len(logits) * batch.draws.clamp(min=1e-6)[:, None])
         pulling = logits.detach() + scale * (logits - logits.detach())
         table = self.logits.index_put((batch.positions,), pulling.to(self.logits.dtype))
         self.logits[batch.positions] = logits.detach().to(self.logits.dtype)
