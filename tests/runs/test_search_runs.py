@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import create_trial
 
 from evenhand.cli.app import main
 from evenhand.config import compose
@@ -22,7 +25,8 @@ from evenhand.runs.predict import predict
 from evenhand.runs.search import FREE, rows_of, search_lines, search_mask
 from evenhand.runs.search_record import effects, importance
 from evenhand.runs.train import train
-from evenhand.search import TrialRecord
+from evenhand.search import TrialRecord, records_of
+from evenhand.search.storage import find_address, open_storage
 
 TINY = [
     "model=test_vit", "model.input_size=[32,32]", "model.precision=fp32", "trainer.accelerator=cpu", "trainer.progress=false",
@@ -217,3 +221,23 @@ def test_effects_are_means_over_trials_that_may_win() -> None:
     ]
     assert effects(trials, ["a"])["a"] == {"trained": pytest.approx(0.7), "n_trained": 2, "frozen": 0.5, "n_frozen": 1}
     assert importance("nowhere", "search", trials[:2], "auc") == {}
+
+
+@pytest.mark.parametrize(("objective", "sign"), [("worst_auc", 1.0), ("auc_gap", -1.0)])
+def test_importance_is_about_the_best_trials_and_no_collapsed_one(tmp_path: Path, objective: str, sign: float) -> None:
+    """By hand: a alone decides who is best, b who is worst, and c who collapses with a value that would be the best."""
+    study = optuna.create_study(
+        study_name="search", storage=open_storage(find_address(str(tmp_path / "study.journal"), None)),
+        direction="maximize" if sign > 0 else "minimize",
+    )
+    choices, rng = CategoricalDistribution([0, 1]), np.random.default_rng(0)
+    for bits in rng.integers(0, 2, (120, 3)).tolist():
+        a, b, c = bits
+        value = sign * (0.9 if c else 0.6 + 0.01 * rng.random() if a else 0.2 - 0.1 * b)
+        params = dict(zip("abc", bits, strict=True))
+        study.add_trial(create_trial(value=value, params=params, distributions=dict.fromkeys("abc", choices), constraints={"collapsed": c - 0.5}))
+    trials = records_of(study.get_trials())
+    assert sum(trial.feasible for trial in trials) < 80
+    found = importance(str(tmp_path / "study.journal"), "search", trials, objective)
+    assert found["a"] > 0.8
+    assert max(found["b"], found["c"]) < 0.15

@@ -113,7 +113,7 @@ def within_table(record: Json) -> Table:
 
 
 def table_lines(table: Table) -> list[str]:
-    """A table as aligned text: the value and, where there is one, its interval in brackets.
+    """A table as aligned text: the value and, where there is one, its interval in brackets; what a row says once, unaligned.
 
     Example:
         >>> table_lines(Table(("condition", "AUC"), (Row("edit", (Cell("0.612", "0.580 to 0.644"),)),)))
@@ -122,5 +122,7 @@ def table_lines(table: Table) -> list[str]:
     lines = [list(table.columns)]
     for row in table.rows:
         lines.append([row.name, *(cell.text + (f" [{cell.small}]" if cell.small and " to " in cell.small else "") for cell in row.cells)])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(table.columns))]
-    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(table.columns))]
+    ends = ["", *(row.merged for row in table.rows)]
+    shown = [[*(text.ljust(width) for text, width in zip(line, widths, strict=False)), end] for line, end in zip(lines, ends, strict=True)]
+    return ["  ".join(line).rstrip() for line in shown]

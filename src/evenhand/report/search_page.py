@@ -54,7 +54,7 @@ def search_facts(record: Json) -> list[tuple[str, str]]:
     """(name, value) of what was searched, how, and how much of it was done."""
     options, space = record["options"], record["space"]
     aims = [f"{aim['name']}: {aim['means']} ({'higher' if aim['maximised'] else 'lower'} is better)" for aim in record["objectives"]]
-    most = words.count(record["epochs"] * len(record["trials"]))
+    most = words.count(record["epochs"] * sum(trial["state"] != "lost" for trial in record["trials"]))
     trained = sum(trial["epochs"] for trial in record["trials"])
     seconds = sum(trial["seconds"] for trial in record["trials"])
     pairs = [
@@ -148,7 +148,7 @@ def _importance_parts(record: Json) -> list[Part]:
         return [Part(text=FEW)]
     first = record["objectives"][0]["name"]
     said = (
-        f"Importance: the share of the spread of {first} among good trials that a choice explains (PED-ANOVA). Beside it the mean "
+        f"Importance: a choice's part in what sets the best tenth of the trials by {first} apart from all (PED-ANOVA). Beside it the mean "
         f"{first} of the trials that trained a part, and of those that froze it; these are not experiments, since other parts differ too."
     )
     ordered = sorted(found, key=lambda name: -found[name])

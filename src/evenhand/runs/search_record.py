@@ -11,6 +11,7 @@ import pandas as pd
 
 from evenhand.config.search import OBJECTIVES, SearchConfig
 from evenhand.search import MAXIMISED, SearchResult, TrialRecord, load_study
+from evenhand.search.study import steps_of
 
 SEARCH_SCHEMA = "evenhand.search/1"
 JOURNAL = "study.journal"
@@ -41,7 +42,7 @@ def search_record(result: SearchResult, config: SearchConfig, storage: str, abou
             name: getattr(config, name)
             for name in ("n_trials", "sampler", "pruner", "outer", "seed", "prefix", "views", "reuse", "warm_head", "workers", "threshold")
         },
-        "epochs": config.trainer.max_epochs,
+        "epochs": steps_of(config),
         "study": {"name": result.study, "storage": result.storage if "://" in (config.storage or "") else config.storage or JOURNAL},
         "trials": [trial.to_json() for trial in result.trials],
         "best": result.best.number,
@@ -59,20 +60,32 @@ def search_record(result: SearchResult, config: SearchConfig, storage: str, abou
 
 
 def importance(storage: str, study: str, trials: Sequence[TrialRecord], objective: str) -> dict[str, float]:
-    """Parameter -> share of the objective's spread among good trials that it explains (PED-ANOVA); empty for too few trials.
+    """Parameter -> its part in what sets the best tenth of the trials apart (PED-ANOVA); they add up to 1.
+
+    Collapsed trials are left out, as their gaps of 0 would count as the best. Empty for too few trials.
+
+    Args:
+        storage: where the study can be read.
+        study: its name.
+        trials: of the study.
+        objective: the first one.
 
     References:
         Watanabe, Bansal, Hutter. PED-ANOVA. IJCAI 2023, arXiv:2304.10255.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    usable = [trial for trial in trials if trial.state == "complete" and trial.values]
-    if len(usable) < LEAST_TRIALS or len({trial.values[0] for trial in usable}) < 2:
+    usable = {trial.number: trial for trial in trials if trial.feasible and trial.values}
+    if len(usable) < LEAST_TRIALS or len({trial.values[0] for trial in usable.values()}) < 2:
         return {}
+    # with a target the evaluator takes the smallest values for the best, and leaves out what is not finite
+    sign = -1.0 if objective in MAXIMISED else 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_param_importances(
-            load_study(storage, study), evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: float(trial.values[0])
+            load_study(storage, study),
+            evaluator=PedAnovaImportanceEvaluator(),
+            target=lambda trial: sign * usable[trial.number].values[0] if trial.number in usable else float("nan"),
         )
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 

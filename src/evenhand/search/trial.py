@@ -265,7 +265,7 @@ def run_trial(bench: Workbench, mask: Mask, on_epoch: OnEpoch) -> Ended:
     Args:
         bench: the worker's tasks.
         mask: with its learning rate.
-        on_epoch: told (step, objective) after every epoch but the last; true stops the trial.
+        on_epoch: told (step, objective) after every epoch; true stops the trial, unless that was the last one.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -320,6 +320,7 @@ class _Trial:
         if self.share is None:
             self.share = self.mask.share(model)
         last: dict[str, Any] = {}
+        self.bad = 0
 
         def watch(facts: EpochFacts) -> None:
             if facts.val_logits is None:
