@@ -300,8 +300,11 @@ def test_an_empty_cell_and_a_single_group_are_refused_before_anything_is_written
         (("method.attributes=skin",), InputError, "attribute 'skin' is not in the prepared data set"),
         (("data.labels=[]", "model.url=http://localhost:1"), ConfigError, "model.url is a server"),
         (("seeds=1,1",), InputError, "names a seed twice"),
+        (("method.rate=0",), MethodError, r"rate is 0, but must be a share of the weights in \(0, 1\]"),
+        (("method.convex=true", "method.beta=2"), MethodError, "beta is 2, but must be at most 1 where step two"),
+        (("method=swift", "method.mask_scale=layer"), MethodError, "a soft mask is of single weights"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_what_cannot_be_asked_for(config, words, error, says):
     with pytest.raises(error, match=says):

@@ -31,6 +31,7 @@ from evenhand.methods.base import Images, Task
 from evenhand.methods.patching.comparisons import make_comparison
 from evenhand.methods.patching.method import make_patched
 from evenhand.methods.patching.outcome import PatchOutcome
+from evenhand.methods.patching.setting import check_options
 from evenhand.methods.predictors import ModelPredictor
 from evenhand.models import ImageClassifier
 from evenhand.models.finished import look_like_probabilities
@@ -96,6 +97,8 @@ def _check(config: PatchMakeConfig) -> None:
     """Refuse what needs no data to be wrong."""
     if not isinstance(config.method, PatchMethodConfig):
         raise ConfigError(f"method={config.method.name} patches no finished classifier; use method=bmft, swift or comparison")
+    if not isinstance(config.method, PatchComparisonConfig):
+        check_options(config.method)
     if len(set(config.comparisons)) != len(config.comparisons):
         raise ConfigError(f"comparisons={','.join(config.comparisons)} names one twice; each may stand once")
     for kind in config.comparisons:

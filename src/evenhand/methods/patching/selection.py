@@ -123,7 +123,7 @@ def make_mask(
         >>> [name for name, chosen in mask.values.items() if chosen.all()]
         ['layer1.0.conv1.weight']
     """
-    _check(mask_type, scale, rate, ratio_threshold, ratio, soft)
+    check_choice(mask_type, scale, rate, ratio_threshold, ratio, soft)
     parameters = {name: value.detach() for name, value in _unwrap(model).named_parameters()}
     heads = _heads(model)
     body = {name: value for name, value in parameters.items() if not (heads and name.startswith(heads))}
@@ -156,7 +156,12 @@ def make_mask(
     return WeightMask(chosen, threshold, selected, total, units)
 
 
-def _check(mask_type: str, scale: str, rate: float | None, ratio_threshold: float | None, ratio: str, soft: bool) -> None:
+def check_choice(mask_type: str, scale: str, rate: float | None, ratio_threshold: float | None, ratio: str, soft: bool) -> None:
+    """Refuse options of a mask, named as those of `make_mask`, before any work.
+
+    Raises:
+        MethodError: one is unknown or out of range, or two contradict each other.
+    """
     choices = (("mask_type", mask_type, MASK_TYPES), ("mask_scale", scale, SCALES), ("ratio", ratio, RATIOS))
     for what, value, known in choices:
         if value not in known:

@@ -24,6 +24,7 @@ from evenhand.methods.patching.heads import check_labels
 from evenhand.methods.patching.judging import Judgement, judge, pick
 from evenhand.methods.patching.outcome import Cost, PatchOutcome
 from evenhand.methods.patching.rows import PatchRows, absent_cells, bias_attributes
+from evenhand.methods.patching.selection import check_choice
 from evenhand.methods.patching.steps import Objective, Passes
 from evenhand.methods.patching.updates import MaskedUpdate
 from evenhand.models.parameters import _unwrap, state_fingerprint
@@ -108,11 +109,12 @@ class Setting:
         """Check what was given, before any work.
 
         Raises:
-            MethodError: no attribute, one group, no label with two classes, no rate of the bias that two groups share, or another
-                number of logits than the task has labels or classes.
+            MethodError: options that cannot be, no attribute, one group, no label with two classes, no rate of the bias that two
+                groups share, or another number of logits than the task has labels or classes.
             InputError: the model's weights are not finite.
         """
         started = time.perf_counter()
+        check_options(config)
         attributes = bias_attributes(task, config.attributes)
         rows = PatchRows.of(task.train, task, attributes)
         check_labels(task, rows)
@@ -278,6 +280,20 @@ class Setting:
             n = len(self.task.val)
             why = f"{n} validation rows are too few to judge a state by" if n else "there are no validation rows"
             yield f"{why}; of several passes the last is kept, unjudged"
+
+
+def check_options(config: PatchMethodConfig) -> None:
+    """Refuse options that contradict each other, before any work.
+
+    Raises:
+        MethodError: they do.
+    """
+    check_choice(config.mask_type, config.mask_scale, config.rate, config.ratio_threshold, config.ratio, config.soft_mask)
+    if config.convex and config.beta > 1:
+        raise MethodError(
+            f"beta is {config.beta:g}, but must be at most 1 where step two descends (1 - beta) * L + beta * B (convex), or the prediction "
+            "would be made worse on purpose; use method.beta=0.5, or method.convex=false"
+        )
 
 
 def check_finite(model: nn.Module) -> None:
