@@ -90,11 +90,26 @@ def test_the_released_way_lets_decay_move_what_is_masked():
     assert round(params["p"].tolist()[1], 3) == 0.955
 
 
-def test_a_soft_mask_scales_sgd_steps():
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_soft_mask_scales_steps(optimizer):
+    """Also those of Adam, which divides gradients by their size: scaling them instead would change next to nothing."""
+    params = {"p": torch.nn.Parameter(torch.zeros(4))}
+    update = MaskedUpdate(params, {"p": torch.tensor([0.0, 1e-3, 0.25, 1.0])}, optimizer=optimizer)
+    for size in (1.0, 3.0, 0.5):
+        params["p"].grad = torch.full((4,), size)
+        update.step(0.4)
+    moved = params["p"].detach()
+    assert moved[3] < -1
+    torch.testing.assert_close(moved / moved[3], torch.tensor([0.0, 1e-3, 0.25, 1.0]))
+
+
+def test_the_released_way_lets_adam_cancel_a_soft_mask():
     params = {"p": torch.nn.Parameter(torch.zeros(3))}
-    params["p"].grad = torch.ones(3)
-    MaskedUpdate(params, {"p": torch.tensor([0.0, 0.25, 1.0])}).step(0.4)
-    torch.testing.assert_close(params["p"].detach(), torch.tensor([0.0, -0.1, -0.4]))
+    update = MaskedUpdate(params, {"p": torch.tensor([0.01, 0.25, 1.0])}, optimizer="adam", exact=False)
+    for _ in range(5):
+        params["p"].grad = torch.ones(3)
+        update.step(0.1)
+    torch.testing.assert_close(params["p"].detach(), torch.full((3,), -0.5), rtol=1e-4, atol=0.0)
 
 
 def test_l1_on_the_change_leaves_small_movers_where_they_were():

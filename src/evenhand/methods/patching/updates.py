@@ -1,12 +1,12 @@
 """Optimiser steps under a mask that keep every other entry bit for bit.
 
     SGD     u = m (g + w theta),  v <- mu v + u,   theta <- theta - lr v                              (m in {0, 1} or [0, 1])
-    Adam    u = m g,              moments of u,     theta <- theta - lr (u_hat / (sqrt(s_hat) + eps) + w theta)
+    Adam    moments of g,                           theta <- theta - lr m (g_hat / (sqrt(s_hat) + eps) + w theta)
     L1      on weights: u gains l1 sign(theta); on the change: theta - theta_0 is soft-thresholded by lr l1
 
 and where m is 0 theta is not written at all: no decay, no momentum, and not even the sign of a zero changes. Multiplying
-gradients by a mask and calling an ordinary optimiser, as the released code does, lets decay move every entry;
-``exact=False`` is that.
+gradients by a mask and calling an ordinary optimiser, as the released code does, lets decay move every entry, and with Adam a
+soft mask hardly acts: m divides out of m g_hat / sqrt(m^2 s_hat). ``exact=False`` is that.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ class MaskedUpdate:
         if self.l1 > 0 and self.l1_on == "weights":
             grads = list(torch._foreach_add(grads, torch._foreach_sign(values), alpha=self.l1))
         moved = self._sgd(grads, values, lr) if self.optimizer == "sgd" else self._adam(grads, values, lr)
+        if self.exact and self.optimizer == "adam":
+            moved = self._softened(values, moved)
         if self.start:
             moved = [_shrunk(value, first, lr * self.l1) for value, first in zip(moved, self.start, strict=True)]
         for parameter, value, mask in zip(self.parameters, moved, self.masks, strict=True):
@@ -111,7 +113,8 @@ class MaskedUpdate:
         return list(torch._foreach_add(values, self.buffers["momentum"], alpha=-lr))
 
     def _adam(self, grads: list[Tensor], values: list[Tensor], lr: float) -> list[Tensor]:
-        grads = self._scaled(grads)
+        if not self.exact:
+            grads = self._scaled(grads)
         if "first" not in self.buffers:
             self.buffers = {name: [torch.zeros_like(grad) for grad in grads] for name in ("first", "second")}
         first, second = self.buffers["first"], self.buffers["second"]
@@ -130,6 +133,11 @@ class MaskedUpdate:
         """Gradients times soft masks; a hard mask acts where values are written, unless it is not exact."""
         pairs = zip(grads, self.scales, strict=True)
         return [grad if scale is None or not scale.is_floating_point() else grad * scale for grad, scale in pairs]
+
+    def _softened(self, values: list[Tensor], moved: list[Tensor]) -> list[Tensor]:
+        """As much of a step as a soft mask lets through: Adam's does not depend on the size of gradients."""
+        triples = zip(values, moved, self.masks, strict=True)
+        return [new if mask is None or not mask.is_floating_point() else torch.lerp(old, new, mask) for old, new, mask in triples]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers, for a checkpoint."""
