@@ -7,7 +7,7 @@ import pytest
 from evenhand.config import compose
 from evenhand.data.datasets import PreparedData
 from evenhand.edits.artifact import load_edit
-from evenhand.errors import MethodError, RunError
+from evenhand.errors import InputError, MethodError, RunError
 from evenhand.runs.edit import edit_train
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
@@ -56,28 +56,60 @@ def test_fine_tuning_needs_weights(server, prepared, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_dies_in_a_search_costs_nothing_twice(server, prepared, tmp_path, monkeypatch):
-    def words(name):
-        return [
-            f"data={prepared}", f"model={server.url}", "data.attributes=[group]", *OPTIONS, *GEZO,
-            f"embeddings={tmp_path / name}-cache", f"out={tmp_path / name}",
-        ]
+def searching(server, prepared, out, *more):
+    return [
+        f"data={prepared}", f"model={server.url}", "data.attributes=[group]", *OPTIONS, *GEZO, *more,
+        f"embeddings={out}-cache", f"out={out}",
+    ]
 
-    whole = edit_train(compose("edit train", words("whole")))
-    spent = server.n_images
-    server.n_images = 0
-    infer, calls = faulty.Handler.infer, []
 
-    def dies(self, body, fault):
+def dying(calls, after=20):
+    infer = faulty.Handler.infer
+
+    def infer_or_die(self, body, fault):
         calls.append(1)
-        if len(calls) > 20:
+        if len(calls) > after:
             self.close_connection = True
             self.connection.close()
         else:
             infer(self, body, fault)
 
+    return infer_or_die
+
+
+def test_a_search_goes_on_where_the_server_has_another_address(server, prepared, tmp_path, monkeypatch):
+    out = tmp_path / "moved"
+    whole = edit_train(compose("edit train", searching(server, prepared, tmp_path / "whole")))
     with monkeypatch.context() as patched:
-        patched.setattr(faulty.Handler, "infer", dies)
+        patched.setattr(faulty.Handler, "infer", dying([], after=20))
+        with pytest.raises(RunError):
+            edit_train(compose("edit train", searching(server, prepared, out)))
+    sent = RunFolder(out).info["config"]["model"]["url"]
+    with faulty.serving() as other:
+        other.max_batch, other.metadata = 64, {**server.metadata, "versions": ["9"]}
+        assert other.url != sent
+        with pytest.raises(InputError, match="another configuration"):
+            edit_train(compose("edit train", searching(other, prepared, out, "seed=1")))
+        with pytest.raises(InputError, match="another"):
+            edit_train(compose("edit train", searching(other, prepared, out)))  # another model is behind it
+        other.metadata = server.metadata
+        moved = edit_train(compose("edit train", searching(other, prepared, out)))
+        assert other.n_images > 0
+        assert RunFolder(out).info["config"]["model"]["url"] == other.url
+    assert load_edit(moved.root).fingerprint == load_edit(whole.root).fingerprint
+    with pytest.raises(InputError, match="another configuration"):  # a finished search is of the server that it asked
+        edit_train(compose("edit train", searching(server, prepared, out)))
+
+
+def test_a_server_that_dies_in_a_search_costs_nothing_twice(server, prepared, tmp_path, monkeypatch):
+    def words(name):
+        return searching(server, prepared, tmp_path / name)
+
+    whole = edit_train(compose("edit train", words("whole")))
+    spent = server.n_images
+    server.n_images = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(faulty.Handler, "infer", dying([], after=20))
         with pytest.raises(RunError) as caught:
             edit_train(compose("edit train", words("cut")))
     assert caught.value.exit_code == 4

@@ -28,6 +28,7 @@ from evenhand.methods.registry import get_method
 from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.edited import EDIT_FILE, check_method, edit_record, keep_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import RunFolder, package_versions, utc_now
+from evenhand.runs.folder import identity as folder_identity
 from evenhand.runs.loggers import Loggers, audit_numbers, check_loggers, told
 from evenhand.runs.results import judge, rehearse, save_predictor, score
 from evenhand.runs.task import Encoder, Rows, make_task, pick_device, rank, read_rows
@@ -115,6 +116,7 @@ def _with_mask(config: TrainConfig) -> tuple[TrainConfig, str]:
 def carried_out(out: Path, identity: Mapping[str, Any], config: Any, fit: Callable[[RunFolder], None]) -> RunFolder:
     """The run of a configuration: begun or taken up, held against other processes, and fitted unless it is finished."""
     is_new = not (out / "run.json").exists()
+    follow_server(RunFolder(out), identity, config)
     run = RunFolder.begin(out, identity, config_yaml(config))
     with run.locked():
         goes_further(run, identity, config)
@@ -149,6 +151,19 @@ def goes_further(run: RunFolder, identity: Mapping[str, Any], config: Any) -> No
     before = run.info["config"]["method"]
     if any(before.get(name) != getattr(config.method, name) for name in ("budget", "rounds")):
         run.update(status="running", config=dict(identity))
+        write_text(run.root / "config.yaml", config_yaml(config))
+
+
+def follow_server(run: RunFolder, identity: Mapping[str, Any], config: Any) -> None:
+    """Let an unfinished search go on where its server now has another address; its state belongs to the model, not to the address."""
+    before = run.info.get("config", {}).get("model", {}).get("url")
+    if not isinstance(config.method, GeZOConfig) or before in (None, config.model.url) or config.model.url is None or run.done:
+        return
+    if run.info["config_id"] != folder_identity({**identity, "model": {**identity["model"], "url": before}}):
+        return  # more than the address differs, as `RunFolder.begin` will say
+    log.info("the search in %s goes on at %s; it was begun at %s", run.root, config.model.url, before)
+    with run.locked():
+        run.update(config_id=folder_identity(identity), config=dict(identity))
         write_text(run.root / "config.yaml", config_yaml(config))
 
 
