@@ -103,8 +103,12 @@ def forged(said: dict | None = None, **tensors: torch.Tensor | None) -> bytes:
         forged({"tensors": [["conv.weight", "float32", [40]]]}),
         forged({"tensors": [["conv.weight", "float33", [40]], ["fc.bias", "float32", [2]]]}),
         forged({"tensors": [["conv.weight", "float32", [2**62, 2]], ["fc.bias", "float32", [2]]]}),
+        forged({"tensors": [["conv.weight", "float32", [10**15]], ["fc.bias", "float32", [2]]]}, index__conv_weight=None),
+        forged({"tensors": [["conv.weight", "float32", [-40]], ["fc.bias", "float32", [2]]]}, index__conv_weight=None),
         forged({"tensors": "no"}),
         forged({"history": 3}),
+        forged({"history": {"thresholds": [0.5]}}),
+        forged({"history": {"thresholds": {"ill": "high"}}}),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_although_its_checksum_fits(data: bytes, tmp_path) -> None:

@@ -108,8 +108,11 @@ def restored(parts: dict[str, Tensor], n: int, dtype: torch.dtype) -> Entry:
             raise ValueError(f"{packed.dtype} {tuple(packed.shape)} marks the changed ones of {n} entries")
         marked = np.unpackbits(packed.numpy(), count=n, bitorder="little").view(bool)
         where = torch.from_numpy(np.flatnonzero(marked)).to(kind)
+    elif "index" in parts:
+        where = parts["index"]
     else:
-        where = parts["index"] if "index" in parts else torch.arange(n, dtype=kind)
+        # counted before they are made: a file may say any n
+        where = torch.arange(n if len(xor) == n else 0, dtype=kind)
     if where.ndim != 1 or where.dtype != kind or xor.shape != where.shape or xor.dtype != _INTEGERS.get(dtype.itemsize):
         raise ValueError(f"{xor.dtype} {tuple(xor.shape)} at {where.dtype} {tuple(where.shape)} of {n} entries of {dtype}")
     if not len(where) or int(where[0]) < 0 or int(where[-1]) >= n or not bool((where[1:] > where[:-1]).all()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,4 +149,8 @@ def _parsed(said: dict[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
         entries[name] = restored(parts[name], specs[name].numel, specs[name].torch_dtype)
     data_hash = said["data_hash"]
     history = dict(said["history"])
-    return Patch(str(said["base_hash"]), str(said["result_hash"]), None if data_hash is None else str(data_hash), entries, specs, history)
+    known = None if data_hash is None else str(data_hash)
+    patch = Patch(str(said["base_hash"]), str(said["result_hash"]), known, entries, specs, history)
+    if not all(math.isfinite(value) for value in patch.thresholds.values()):
+        raise ValueError("a threshold is no finite number")
+    return patch
