@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from evenhand.report.leakage_table import table_lines
 from evenhand.report.search_page import finalist_sentences, finalist_table, search_facts, trials_table, write_search_page
 from evenhand.report.search_pictures import MOST_TRIALS, front_picture, history_picture, mask_pictures, usable
 
@@ -102,6 +103,8 @@ def test_the_facts_count_how_trials_ended() -> None:
     assert ends == "4 complete, 1 stopped early, 1 failed"
     assert (collapsed, same) == ("1 collapsed, which can never win", "1 looked up instead of trained again")
     assert facts["trained"] == "13 epochs of at most 30, 10 s over all workers"
+    again = record(trials=[*RECORD["trials"], trial(6, state="lost", epochs=0, seconds=0.0)])
+    assert dict(search_facts(again))["trained"] == facts["trained"], "a trial that is run again is not one more"
 
 
 def test_what_the_test_rows_say_is_said_in_words() -> None:
@@ -121,6 +124,18 @@ def test_the_table_of_runs_marks_the_chosen_one() -> None:
     assert rows["trial-4 (chosen)"].cells[3].small == "0.010 to 0.030"
     assert rows["lora"].merged == "peft is not installed"
     assert [cell.text for cell in rows["trial-0"].cells][2] == "+0.060"
+    shown = table_lines(finalist_table(RECORD))
+    assert [line.split()[0] for line in shown] == ["run", "full", "lora", "trial-4", "trial-0"]
+    assert shown[2].split(maxsplit=1)[1] == "peft is not installed"
+
+
+def test_a_run_that_has_collapsed_on_test_rows_is_called_so(tmp_path: Path) -> None:
+    found = record()
+    found["tested"]["runs"]["trial-4"] |= {"collapsed": True, "collapse": ["ill: the scores are not shown to be better than chance."]}
+    assert "trial-4 (chosen, collapsed)" in [row.name for row in finalist_table(found).rows]
+    said = "trial-4 has collapsed on test rows: ill: the scores are not shown to be better than chance."
+    assert finalist_sentences(found)[-1] == said
+    assert said[1:] in written(found, tmp_path)
 
 
 def test_two_objectives_have_a_front(tmp_path: Path) -> None:

@@ -218,6 +218,8 @@ def test_hopeless_trials_are_stopped_where_that_is_asked_for(search):
     result, *_ = search(mishaps={"1": "collapse"}, n_trials=3, stop_collapsed=2)
     assert [trial.epochs for trial in result.trials] == [4, 2, 4]
     assert not result.trials[1].feasible
+    again, *_ = search("seeds", mishaps={"1": "collapse"}, n_trials=3, stop_collapsed=2, outer="seeds", folds=2)
+    assert [trial.epochs for trial in again.trials] == [8, 4, 8], "every training may be collapsed for one epoch"
 
 
 def test_two_objectives_give_a_front_and_a_rule_takes_one(search):

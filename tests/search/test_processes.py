@@ -75,6 +75,18 @@ def test_kill_9_of_a_worker_loses_at_most_its_trial(start, lab, tmp_path, reques
     assert json.loads(said.splitlines()[-1])["n"] == 9
 
 
+def test_a_worker_that_somebody_stops_is_started_again(start, lab, tmp_path):
+    """The only worker left with work is asked to stop by another program: the search does not end short of its budget."""
+    process = start(config={"n_trials": 4, "workers": 2}, pause=0.3)
+    wait_for(lambda: len({line["pid"] for line in lab.read_log(tmp_path / "log")[0]}) == 2)
+    for worker in {line["pid"] for line in lab.read_log(tmp_path / "log")[0]}:
+        os.kill(worker, signal.SIGTERM)
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    assert [trial.state for trial in records(tmp_path / "out" / "study.journal")].count("complete") == 4
+    assert "4 of 4 done" in said
+
+
 def test_kill_9_of_everything_and_the_same_command_again(start, tmp_path):
     process = start(config={"n_trials": 6}, pause=0.2)
     while "3 of 6 done" not in (line := process.stdout.readline()):

@@ -113,7 +113,8 @@ def finalist_table(record: Json) -> Table:
                *(f"{name}, test" for name in others))
     rows = []
     for name, one in runs.items():
-        title = f"{name} (chosen)" if name == f"trial-{record['best']}" else name
+        marks = ["chosen"] * (name == f"trial-{record['best']}") + ["collapsed"] * bool(one.get("collapsed"))
+        title = f"{name} ({', '.join(marks)})" if marks else name
         if "failed" in one:
             rows.append(Row(title, (), merged=str(one["failed"])))
             continue
@@ -126,7 +127,7 @@ def finalist_table(record: Json) -> Table:
 
 
 def finalist_sentences(record: Json) -> list[str]:
-    """What the paired difference of the chosen mask says, and what the drop says."""
+    """What the paired difference of the chosen mask says, what the drop says, and which runs have collapsed on test rows."""
     tested, first = record["tested"], record["objectives"][0]
     one = tested["runs"].get(f"trial-{record['best']}") or {}
     gap, reference, said = one.get("difference") or {}, tested["reference"], []
@@ -139,6 +140,7 @@ def finalist_sentences(record: Json) -> list[str]:
         said.append(f"the chosen mask is {how}: the difference is {_signed(gap['value'])} ({interval}), {open_}")
     if one.get("drop") is not None and one["drop"] < 0:
         said.append(f"its {first['name']} is {-one['drop']:.3f} worse on test than on validation rows")
+    said += [f"{name} has collapsed on test rows: {text}" for name, run in tested["runs"].items() for text in run.get("collapse", ())]
     return said
 
 

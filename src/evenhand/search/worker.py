@@ -30,6 +30,8 @@ from evenhand.search.study import OpenStudy, objectives_of, open_study
 from evenhand.search.trial import Ended, TaskFactory, TrainMasked, Workbench, is_out_of_memory, run_trial
 
 log = logging.getLogger(__name__)
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a worker that was asked to stop."""
 POLL = 0.25
 """Seconds between looks at a study whose last trials others are running."""
 
@@ -213,7 +215,8 @@ def process_main(orders: Orders, problems: Any) -> None:
         finally:
             close_storage(opened.storage)
     except KeyboardInterrupt:
-        os._exit(0)
+        # not 0: a worker that somebody else asked to stop is missing, and is started again
+        os._exit(STOPPED)
     except EvenhandError as error:
         problems.put((type(error).__name__, error.summary, error.details))
         raise SystemExit(1) from None
