@@ -15,11 +15,12 @@ from optuna.trial import create_trial
 
 from evenhand.cli.app import main
 from evenhand.config import compose
+from evenhand.config.schema import TrainConfig
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
 from evenhand.errors import ConfigError, InputError
 from evenhand.models.masks import Mask
-from evenhand.runs.finalists import _Judged, baseline_method
+from evenhand.runs.finalists import _Judged, _trainings, baseline_method
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
 from evenhand.runs.search import FREE, rows_of, search_lines, search_mask
@@ -106,6 +107,13 @@ def test_values_on_test_rows_are_those_of_the_audit(searched: RunFolder) -> None
     assert found["equalized_odds"] == pytest.approx(audit["attributes"]["group"]["gaps"]["equalized_odds"]["value"])
 
 
+def test_a_run_that_its_audit_calls_collapsed_is_called_so(searched: RunFolder) -> None:
+    for name, one in record_of(searched)["tested"]["runs"].items():
+        audit = json.loads((searched.root / "runs" / name / "audit.json").read_text())
+        said = [verdict["text"] for verdict in audit["verdicts"] if verdict["code"] == "collapsed"]
+        assert (one["collapsed"], one["collapse"]) == (bool(said), said)
+
+
 def test_the_difference_of_a_run_to_itself_is_zero(searched: RunFolder, cohort: Path) -> None:
     config = compose("search", [f"data={cohort}", *SEARCH])
     judged = _Judged(RunFolder(searched.root / "runs" / "head"), config)
@@ -144,6 +152,44 @@ def test_the_same_command_finds_it_finished_and_a_larger_budget_goes_on(cohort: 
         search_mask(compose("search", [*words, "objective=auc"]))
 
 
+def test_other_baselines_finish_a_search_anew_and_are_judged_as_audited(cohort: Path, tmp_path: Path) -> None:
+    words = [f"data={cohort}", *SEARCH, "objective=equalized_odds", "n_trials=1", "finalists=0", f"out={tmp_path / 'run'}"]
+    first = record_of(search_mask(compose("search", words)))
+    run = search_mask(compose("search", [*words, "finalists=1", "baselines=thresholds,random"]))
+    record = record_of(run)
+    assert list(record["tested"]["runs"]) == ["thresholds", "random", "trial-0"]
+    assert record["trials"] == first["trials"]
+    # decisions by group are the method's own, not those of a threshold
+    audit = json.loads((run.root / "runs" / "thresholds" / "audit.json").read_text())["labels"]["label"]
+    found = record["tested"]["runs"]["thresholds"]["test"]["equalized_odds"]
+    assert found == pytest.approx(audit["attributes"]["group"]["gaps"]["equalized_odds"]["value"])
+    drawn = Mask.from_json((run.root / record["tested"]["runs"]["random"]["folder"] / "mask.json").read_text())
+    assert sum(drawn.bits) == sum(part["train"] for part in record["mask"]["parts"])
+
+
+def test_finalists_and_baselines_are_trained_as_trials_were(tmp_path: Path) -> None:
+    config = compose("search", ["data.path=d", "outer=seeds", "folds=2", "baselines=full,random", "warm_head=true", "trainer.lr=0.1"])
+    base = TrainConfig(data=config.data, trainer=config.trainer)
+    run = RunFolder(tmp_path)
+    trials = [TrialRecord(7, "complete", (0.8,), {}, batch_size=32), TrialRecord(3, "complete", (0.7,), {})]
+    found = _trainings(run, base, config, trials, [0, 1])
+    assert list(found) == ["full", "random", "trial-7", "trial-3"]
+    assert [options.method.mask_other_weights for options in found.values()] == [False, True, True, True]
+    # of the chosen mask's size: after more trials another one may be chosen, and this training is another one
+    assert found["random"].method.mask_like == str(tmp_path / "masks" / "trial-7.json")
+    assert found["random"].out != _trainings(run, base, config, trials[::-1], [0, 1])["random"].out
+    assert all(options.method.warm_head and options.seeds == [0, 1] for options in found.values())
+    # memory ran out in trial 7: half the images a pass, as many a step
+    sizes = {name: (options.data.batch_size, options.trainer.accumulate, options.trainer.lr) for name, options in found.items()}
+    assert sizes == {"full": (64, 1, 0.1), "random": (64, 1, 0.1), "trial-7": (32, 2, None), "trial-3": (64, 1, None)}
+
+
+def test_a_search_that_found_a_mask_has_something_to_lose(tmp_path: Path) -> None:
+    assert not RunFolder(tmp_path).started
+    (tmp_path / "mask.json").write_text("{}")
+    assert RunFolder(tmp_path).started
+
+
 def test_a_temporary_study_leaves_no_file(cohort: Path, tmp_path: Path) -> None:
     words = [f"data={cohort}", *SEARCH, "finalists=0", "n_trials=1", "storage=temporary", f"out={tmp_path / 'run'}"]
     run = search_mask(compose("search", words))
@@ -166,6 +212,7 @@ def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
     assert "baselines=fulll is neither a fixed mask nor a method" in refused("baselines=fulll")
     assert "names one twice" in refused("baselines=full,full")
     assert "both auc" in refused("objective=auc", "second_objective=auc")
+    assert "primary metric 'nonsense' is unknown" in refused("audit.primary=nonsense", "storage=temporary")
     for option in ("trainer.limit_batches=1", "trainer.overfit_batches=1"):
         assert "judges its trials on all of them" in refused(option)
 
@@ -235,7 +282,8 @@ def test_importance_is_about_the_best_trials_and_no_collapsed_one(tmp_path: Path
         a, b, c = bits
         value = sign * (0.9 if c else 0.6 + 0.01 * rng.random() if a else 0.2 - 0.1 * b)
         params = dict(zip("abc", bits, strict=True))
-        study.add_trial(create_trial(value=value, params=params, distributions=dict.fromkeys("abc", choices), constraints={"collapsed": c - 0.5}))
+        known = dict.fromkeys("abc", choices)
+        study.add_trial(create_trial(value=value, params=params, distributions=known, constraints={"collapsed": c - 0.5}))
     trials = records_of(study.get_trials())
     assert sum(trial.feasible for trial in trials) < 80
     found = importance(str(tmp_path / "study.journal"), "search", trials, objective)

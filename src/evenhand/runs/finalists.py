@@ -8,6 +8,7 @@ The validation value of a mask that was chosen for it is too good; the drop is t
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -48,19 +49,22 @@ SHOWN = ("auc", "worst_auc", "auc_gap", "equalized_odds")
 Array = npt.NDArray[np.float64]
 
 
-def baseline_method(name: str, mask: Path, warm_head: bool = False) -> MethodConfig:
+def baseline_method(name: str, mask: Path, warm_head: bool = False, other_weights: bool = False) -> MethodConfig:
     """The method of a baseline: a fixed mask's name, or a method's.
 
     Args:
         name: its name; a random mask has the size of the search's.
-        mask: the search's mask.json.
+        mask: the mask that the search chose.
         warm_head: a fixed mask begins with a fitted head, as the search's trials did: else they would not be comparable.
+        other_weights: the network may begin with other weights than the search's mask is of.
 
     Raises:
         ConfigError: neither.
     """
     if name in FIXED_MASKS:
-        return FinetuneConfig(mask=name, mask_like=str(mask) if name == "random" else None, warm_head=warm_head)
+        if name != "random":
+            return FinetuneConfig(mask=name, warm_head=warm_head)
+        return FinetuneConfig(mask=name, mask_like=str(mask), mask_other_weights=other_weights, warm_head=warm_head)
     if name not in METHOD_CONFIGS:
         known = [*FIXED_MASKS, *METHOD_CONFIGS]
         raise ConfigError(f"baselines={name} is neither a fixed mask nor a method; {nearest(name, known)}")
@@ -77,28 +81,18 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
         finalists: the best trials, the chosen one first.
 
     Returns:
-        ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference;
-        ``reference``; ``compare``: the page with all metrics. A baseline that failed has ``failed`` instead.
+        ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference,
+        whether it has collapsed on test rows; ``reference``; ``compare``: the page with all metrics. A baseline that failed
+        has ``failed`` instead.
     """
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
-    chosen = run.root / "mask.json"
-    methods: dict[str, MethodConfig] = {name: baseline_method(name, chosen, config.warm_head) for name in config.baselines}
-    kinds = dict.fromkeys(methods, "baseline")
+    trainings = _trainings(run, base, config, finalists, seeds)
+    kinds = {name: "baseline" if name in config.baselines else "finalist" for name in trainings}
     searched = {f"trial-{trial.number}": trial.values[0] for trial in finalists}
-    for trial in finalists:
-        name = f"trial-{trial.number}"
-        # a network without a checkpoint begins with other weights under every seed, in the search too
-        methods[name] = FinetuneConfig(
-            mask=str(run.root / "masks" / f"{name}.json"), warm_head=config.warm_head, mask_other_weights=seeds is not None
-        )
-        kinds[name] = "finalist"
     found: dict[str, Any] = {}
     done: dict[str, RunFolder] = {}
-    for name, method in methods.items():
+    for name, options in trainings.items():
         log.info("train and test: %s", name)
-        options = replace(base, method=method, seeds=seeds, out=str(run.root / "runs" / name))
-        if method.name == "finetune" and kinds[name] == "finalist":
-            options = replace(options, trainer=replace(options.trainer, lr=None))
         try:
             done[name] = train(options)
         except EvenhandError as error:
@@ -110,11 +104,51 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     names = tuple(dict.fromkeys([*objectives_of(config), *SHOWN]))
     reference = next((name for name in config.baselines if name in judged), None)
     for name, one in judged.items():
-        found[name] = {"kind": kinds[name], "folder": f"runs/{name}", **one.values(names, searched.get(name))}
+        about = {"kind": kinds[name], "folder": done[name].root.relative_to(run.root).as_posix(), **collapse_of(done[name])}
+        found[name] = {**about, **one.values(names, searched.get(name))}
         if reference is not None and name != reference:
             found[name]["difference"] = one.difference(judged[reference], config)
     page = _compare(run, done, reference, base)
-    return {"runs": {name: found[name] for name in methods}, "reference": reference, "compare": page}
+    return {"runs": {name: found[name] for name in trainings}, "reference": reference, "compare": page}
+
+
+def _trainings(
+    run: RunFolder, base: TrainConfig, config: SearchConfig, finalists: Sequence[TrialRecord], seeds: list[int] | None
+) -> dict[str, TrainConfig]:
+    """Baselines, then finalists: name -> the options of its training, each with a folder of its own."""
+    # a network without a checkpoint begins with other weights under every seed, in the search too
+    other_weights = seeds is not None
+    best = run.root / "masks" / f"trial-{finalists[0].number}.json"
+    found = {}
+    for name in config.baselines:
+        method = baseline_method(name, best, config.warm_head, other_weights)
+        # a random mask is of the size of the one chosen, which may be another one after more trials
+        folder = f"{name}-as-{best.stem}" if name == "random" else name
+        found[name] = replace(base, method=method, seeds=seeds, out=str(run.root / "runs" / folder))
+    for trial in finalists:
+        name = f"trial-{trial.number}"
+        path = str(run.root / "masks" / f"{name}.json")
+        own = FinetuneConfig(mask=path, warm_head=config.warm_head, mask_other_weights=other_weights)
+        options = replace(base, method=own, seeds=seeds, trainer=replace(base.trainer, lr=None), out=str(run.root / "runs" / name))
+        if trial.batch_size is not None:
+            # memory ran out in the search: as many parts of a batch a step as there
+            parts = -(-options.data.batch_size // trial.batch_size)
+            trainer = replace(options.trainer, accumulate=options.trainer.accumulate * parts)
+            options = replace(options, data=replace(options.data, batch_size=trial.batch_size), trainer=trainer)
+        found[name] = options
+    return found
+
+
+def collapse_of(run: RunFolder) -> dict[str, Any]:
+    """Whether a model has collapsed, by its audit on test rows: ``collapsed`` (in some seed, for every label), ``collapse`` (sentences)."""
+    whole, said = False, []
+    for one in run.seeds:
+        audit = json.loads((one.root / "audit.json").read_text(encoding="utf-8"))
+        verdicts = [verdict for verdict in audit["verdicts"] if verdict["code"] == "collapsed"]
+        whole = whole or {verdict["label"] for verdict in verdicts} >= set(audit["labels"])
+        prefix = f"seed {one.info['seed']}: " if len(run.seeds) > 1 else ""
+        said += [f"{prefix}{verdict['text']}" for verdict in verdicts]
+    return {"collapsed": whole, "collapse": said}
 
 
 def _compare(run: RunFolder, done: Mapping[str, RunFolder], reference: str | None, base: TrainConfig) -> str | None:
@@ -179,6 +213,10 @@ class _Part:
         self.names = tuple(rows.data.spec.classes) if rows.kind == "multiclass" else rows.labels
         at = [0.5 if rows.kind == "multiclass" else thresholds.get(name, 0.5) for name in self.names]
         self.decided = self.scores - np.asarray(at) + 0.5
+        own = [name for name in table.columns if name == "y_pred" or name.startswith("y_pred_")]
+        if own and rows.kind != "multiclass":
+            # a method with decisions of its own, by group: they count, as in the audit
+            self.decided = table[own].to_numpy(dtype=np.float64)
         self.n = len(split)
         self.patient: npt.NDArray[np.int64] = np.asarray(split.patient, dtype=np.int64)
         self.scorer = self._scorer(np.arange(self.n), self.patient, split.groups, config.min_patients) if self.n else None

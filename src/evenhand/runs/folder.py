@@ -154,9 +154,9 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether there is anything to lose: a checkpoint, an answer that was paid for, a saved predictor, or a search's trials."""
+        """Whether there is anything to lose: a checkpoint, an answer that was paid for, a saved predictor, a search's trials or mask."""
         kept = (path for path in (self.root / "checkpoints").rglob("*") if path.is_file() and path.stat().st_size)
-        made = any((self.root / name).exists() for name in ("predictor.json", "study.journal", "activations"))
+        made = any((self.root / name).exists() for name in ("predictor.json", "study.journal", "activations", "mask.json"))
         return made or any(path.name not in ("log.json", ".lock") for path in kept)
 
     @property

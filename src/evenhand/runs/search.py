@@ -33,6 +33,7 @@ from evenhand.report.leakage_table import table_lines
 from evenhand.report.search_page import finalist_table, write_search_page
 from evenhand.runs.finalists import baseline_method, judge_finalists
 from evenhand.runs.folder import SEARCH_RUN_SCHEMA, FileStore, RunFolder, package_versions, utc_now, write_json
+from evenhand.runs.results import rehearse
 from evenhand.runs.search_record import search_record, trials_csv
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
 from evenhand.runs.train import deterministic, failures_noted, plain, provenance
@@ -47,13 +48,16 @@ FREE = (
     "audit", "deterministic",
 )
 """Options under which a search goes on: how far it goes and how it gets there, not what its trials are."""
+ENDING = ("n_trials", "pick", "pick_within", "finalists", "baselines", "audit")
+"""Those that decide what a finished search shows: with others it is finished anew, its trials as they are."""
 
 
 def search_mask(config: SearchConfig) -> RunFolder:
     """Search which parts of a network to fine-tune, and how fast; test the best masks beside fixed choices.
 
     The same command goes on after a kill; on other machines, with the same ``storage``, it joins the search. A finished
-    search goes on where ``n_trials`` is larger than before.
+    search goes on where ``n_trials`` is larger than before; with other finalists, baselines or another pick it is finished anew,
+    and so it is where a baseline failed.
 
     Args:
         config: see `evenhand.config.search.SearchConfig`; from text: ``evenhand.compose("search", ["data=…", "model=…"])``.
@@ -76,9 +80,12 @@ def search_mask(config: SearchConfig) -> RunFolder:
     config = replace(config, out=str(out))
     _check(config)
     rows = rows_of(config, 0)
+    if config.finalists:
+        rehearse(rows, train_config(config))
     is_new = not (out / "run.json").exists()
     run = RunFolder.begin(out, _identity(config, rows), config_yaml(config))
-    if run.done and run.info.get("n_trials") == config.n_trials:
+    ending = _ending(config)
+    if run.done and run.info.get("n_trials") == config.n_trials and run.info.get("ending", ending) == ending:
         log.info("%s is finished already", run.root)
         return run
     with failures_noted(run, is_new):
@@ -206,7 +213,17 @@ def _finish(run: RunFolder, config: SearchConfig, result: SearchResult, record: 
     for note in notes:
         log.info("%s", note)
     best = {"trial": result.best.number, "values": list(result.best.values), "lr": result.mask.lr, "share": result.best.share}
-    run.update(status="done", ended=utc_now(), n_trials=config.n_trials, best=best, notes=notes)
+    # with a baseline that failed it is not ended: the same command tries that one again
+    failed = any("failed" in one for one in tested.get("runs", {}).values())
+    ending = None if failed else _ending(config)
+    run.update(status="done", ended=utc_now(), n_trials=config.n_trials, ending=ending, best=best, notes=notes)
+
+
+def _ending(config: SearchConfig) -> dict[str, Any]:
+    """The options that decide what a finished search shows, as JSON has them."""
+    chosen = plain(config)
+    found: dict[str, Any] = json.loads(json.dumps({name: chosen[name] for name in ENDING}))
+    return found
 
 
 def search_lines(run: RunFolder) -> list[str]:
