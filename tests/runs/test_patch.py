@@ -339,6 +339,16 @@ def test_the_patch_belongs_to_the_network_in_the_file(config, delivered):
     assert found.hash == state_fingerprint(network_state(load_file(delivered.root / "model.safetensors")))
 
 
+def test_outputs_like_probabilities_are_warned_of_where_the_training_is_not_known(config, lightning, monkeypatch):
+    """A run was trained here, on logits, whatever they look like."""
+    monkeypatch.setattr(patch_runs, "look_like_probabilities", lambda logits, kind: True)
+    words = ("method=comparison", "method.kind=none")
+    given = ("model.name=test_vit", "model.input_size=[32,32]", "model.mean=[0.485,0.456,0.406]", "model.std=[0.229,0.224,0.225]")
+    for name, more, said in (("run", {}, False), ("file", {"model": lightning}, True)):
+        run = make_patch_run(config(*words, *(given if more else ()), **more, out=name))
+        assert any("as if a sigmoid" in note for note in run.info["notes"]) == said
+
+
 def test_batch_norms_cannot_learn_from_one_image(config, external, tmp_path):
     from timm import create_model
 

@@ -55,7 +55,7 @@ class PatchMethodConfig(MethodConfig):
     rate: Optional[float] = opt(0.05, "share of the body's weights in the mask, those of the largest ratio (published: 0.5); null: those "
                                 "above the mean ratio", "share")
     ratio_threshold: Optional[float] = opt(None, "weights whose ratio is above this are in the mask, in place of rate", low=0)
-    soft_mask: bool = opt(False, "multiply gradients by tanh(ratio) in place of a mask of zeros and ones (SWiFT)")
+    soft_mask: bool = opt(False, "scale steps by tanh(ratio) in place of a mask of zeros and ones (SWiFT)")
     subset_ratio: float = opt(0.0, "share of rows left out of step one: those whose embedding points most along the difference between "
                               "the groups; 0 = off (published: off; the option of the released code is the share kept)", "share")
     impair_epochs: int = opt(10, "passes of step one", "epochs")
@@ -94,10 +94,10 @@ class BMFTConfig(PatchMethodConfig):
 
 @dataclass
 class SWiFTConfig(PatchMethodConfig):
-    """Soft-mask weight fine-tuning: gradients scaled by tanh of the ratio, head re-initialised in part (Xue et al., MELBA 2025)."""
+    """Soft-mask weight fine-tuning: steps scaled by tanh of the ratio, head re-initialised in part (Xue et al., MELBA 2025)."""
 
     name: str = opt("swift", "registry name of the method")
-    soft_mask: bool = opt(True, "multiply gradients by tanh(ratio) in place of a mask of zeros and ones (BMFT: false)")
+    soft_mask: bool = opt(True, "scale steps by tanh(ratio) in place of a mask of zeros and ones (BMFT: false)")
     impair_lr: float = opt(3e-4, "learning rate of step one (published: 1e-4)", low=0)
     impair_balanced: bool = opt(True, "draw the rows of step one balanced by group and label too")
     beta: float = opt(0.5, "weight of B in the loss of step two: (1 - beta) * L + beta * B (published: 0.1)", low=0)

@@ -161,7 +161,8 @@ class _Making:
         run.update(status="running", seed=config.seed, method=config.method.name, **facts)
         if self.delivered.edit is not None:
             keep_edit(run, self.delivered.edit, edit_record(self.delivered.edit))
-        self._warn_of_probabilities()
+        if start_of(config) is None:
+            self._warn_of_probabilities()
         self._judge(self._predictor(self.delivered.model), run.root / DELIVERED, DELIVERED)
         outcome = self._made(config.method, "")
         run.store().put("outcome", {"made": True})

@@ -43,6 +43,9 @@ FAMILIES: dict[str, Callable[[int], torch.nn.Module]] = {
     "swin": _named(
         "swin_tiny_patch4_window7_224", img_size=SIZE, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4
     ),
+    "swinv2": _named(
+        "swinv2_tiny_window8_256", img_size=SIZE, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4
+    ),
     "resnet": _named("resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16)),
     "densenet": _named("densenet121", growth_rate=4, block_config=(1, 1, 1, 1)),
     "efficientnet": _efficientnet,
