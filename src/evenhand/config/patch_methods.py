@@ -98,7 +98,7 @@ class SWiFTConfig(PatchMethodConfig):
 
     name: str = opt("swift", "registry name of the method")
     soft_mask: bool = opt(True, "scale steps by tanh(ratio) in place of a mask of zeros and ones (BMFT: false)")
-    impair_lr: float = opt(3e-4, "learning rate of step one (published: 1e-4)", low=0)
+    impair_lr: float = opt(3e-5, "learning rate of step one (published: 1e-4)", low=0)
     impair_balanced: bool = opt(True, "draw the rows of step one balanced by group and label too")
     beta: float = opt(0.5, "weight of B in the loss of step two: (1 - beta) * L + beta * B (published: 0.1)", low=0)
     convex: bool = opt(True, "step two descends (1 - beta) * L + beta * B")
