@@ -33,7 +33,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 def test_commands_on_the_pages_exist_and_their_options_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     monkeypatch.chdir(tmp_path)
-    for name in ("encoder.pth", "runs/finetune", "runs/isic", *(f"prepared/{name}" for name in SETS)):
+    for name in ("encoder.pth", "classifier.pth", "runs/finetune", "runs/isic", *(f"prepared/{name}" for name in SETS)):
         (tmp_path / name).mkdir(exist_ok=True, parents=True)
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in re.findall(r"^evenhand (?:.*\\\n)*.*", block, re.MULTILINE):
