@@ -213,6 +213,9 @@ def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
     assert "names one twice" in refused("baselines=full,full")
     assert "both auc" in refused("objective=auc", "second_objective=auc")
     assert "primary metric 'nonsense' is unknown" in refused("audit.primary=nonsense", "storage=temporary")
+    assert "data.augment is 'chest', but must be one of" in refused("data.augment=chest")
+    assert "trainer.precision=fp16 needs a GPU" in refused("trainer.precision=fp16")
+    assert "trainer.max_epochs is 0" in refused("trainer.max_epochs=0")
     for option in ("trainer.limit_batches=1", "trainer.overfit_batches=1"):
         assert "judges its trials on all of them" in refused(option)
 

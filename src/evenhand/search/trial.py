@@ -27,15 +27,17 @@ import torch
 from torch import nn
 
 from evenhand.config.search import SearchConfig
+from evenhand.data.augment import Augmenter
 from evenhand.data.groups import Groups
 from evenhand.errors import ConfigError, InputError, NonFiniteLossError
 from evenhand.methods.base import Split, Task
 from evenhand.models.masks import Mask
+from evenhand.optional import require
 from evenhand.search.objectives import Scored, Scorer, worst_value
 from evenhand.search.study import objectives_of
 from evenhand.training.loop import TrainOutcome
 from evenhand.training.predicting import probabilities
-from evenhand.training.settings import Setup
+from evenhand.training.settings import Setup, check_trainer, resolve_precision
 from evenhand.training.watching import EpochFacts, StopTraining, Watch
 
 Array = npt.NDArray[np.float64]
@@ -151,7 +153,8 @@ class Workbench:
 
         Raises:
             InputError: no validation rows, one group only, a group without validation rows, or rows that overlap over folds.
-            ConfigError: an option of the trainer that leaves validation rows out.
+            ConfigError: an option of the trainer that leaves validation rows out, or one that no training can use.
+            DependencyError: LoRA ranks are asked for, and peft is not installed.
         """
         for name in ("limit_batches", "overfit_batches"):
             if getattr(self.config.trainer, name):
@@ -159,6 +162,7 @@ class Workbench:
                     f"trainer.{name} leaves validation rows out, but a search judges its trials on all of them; leave the option out, and "
                     "prepare a smaller table for a quick look"
                 )
+        check_training(self.task(0), self.config)
         notes: list[str] = []
         judged = self.repeats if self.config.outer == "cv" else 0
         for k in range(self.repeats if self.config.outer != "holdout" else 1):
@@ -215,6 +219,24 @@ def make_scorer(config: SearchConfig, task: Task, splits: Sequence[Split], wante
         y, groups, patient, task.kind, wanted, labels=names, threshold=config.threshold, min_patients=config.min_patients,
         tolerance=config.collapse_tolerance, over_labels="worst" if config.over_labels == "worst" else "mean",
     )
+
+
+def check_training(task: Task, config: SearchConfig) -> None:
+    """Refuse options that the first trial would refuse, before there is a study of them.
+
+    Raises:
+        ConfigError: an option of the trainer or an augmentation that cannot be used, or no epoch at all.
+        DependencyError: LoRA ranks are asked for, and peft is not installed.
+    """
+    trainer = task.trainer
+    check_trainer(trainer)
+    resolve_precision(trainer.precision, task.device)
+    if trainer.max_epochs < 1:
+        raise ConfigError(f"trainer.max_epochs is {trainer.max_epochs}, but a trial is judged after an epoch; give at least one")
+    options = {name: getattr(trainer, name) for name in ("rand_augment", "random_erasing", "mixup", "cutmix")}
+    Augmenter(task.augment, task.train.x.shape, task.seed, **options)
+    if any(rank > 0 for rank in config.lora_ranks):
+        require("peft", "lora", "a search of LoRA ranks")
 
 
 def check_split(task: Task, config: SearchConfig) -> None:
