@@ -54,6 +54,11 @@ def test_files_that_hold_no_study(tmp_path):
     (tmp_path / "text.journal").write_text("this is\nno journal\n")
     with pytest.raises(RunError, match=r"text.journal cannot be opened"):
         open_storage(find_address(str(tmp_path / "text.journal"), None))
+    for text in ("one line\n", "a line without an end"):
+        (tmp_path / "mine.log").write_text(text)
+        with pytest.raises(RunError, match=r"mine.log cannot be opened \(it holds something else than a study's journal\)"):
+            open_storage(find_address(str(tmp_path / "mine.log"), None))
+        assert (tmp_path / "mine.log").read_text() == text, "nothing is added, and nothing is taken for a record that was cut short"
     (tmp_path / "text.db").write_text("this is no database" * 100)
     with pytest.raises(RunError, match=r"text.db cannot be opened \(file is not a database\)"):
         open_storage(find_address(str(tmp_path / "text.db"), None))

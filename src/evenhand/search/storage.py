@@ -37,6 +37,8 @@ GONE = (StorageInternalError, OperationalError, InterfaceError, DatabaseError, O
 """What a storage raises that has gone away, for a while or for good."""
 
 _JOURNAL = (".journal", ".log", ".jsonl")
+_RECORD = b'{"op_code":'
+"""What every record of a journal begins with."""
 _SQLITE = (".db", ".sqlite", ".sqlite3")
 
 
@@ -182,6 +184,7 @@ def open_storage(address: Address) -> BaseStorage:
     try:
         if address.kind == "journal" and address.path is not None:
             address.path.parent.mkdir(parents=True, exist_ok=True)
+            _check_journal(address.path)
             return JournalStorage(Journal(address.path))
         options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
         if address.kind == "sqlite" and address.path is not None:
@@ -196,6 +199,16 @@ def open_storage(address: Address) -> BaseStorage:
         raise RunError(
             f"the study's storage {address.shown} cannot be opened ({reason(error)}); check the address, and that it is running"
         ) from error
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that holds something else, before a record is added to it or its last line taken for one that was cut short."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_RECORD))
+    if not _RECORD.startswith(start):
+        raise ValueError("it holds something else than a study's journal")
 
 
 def close_storage(storage: BaseStorage) -> None:
