@@ -303,8 +303,10 @@ def test_an_empty_cell_and_a_single_group_are_refused_before_anything_is_written
         (("method.rate=0",), MethodError, r"rate is 0, but must be a share of the weights in \(0, 1\]"),
         (("method.convex=true", "method.beta=2"), MethodError, "beta is 2, but must be at most 1 where step two"),
         (("method=swift", "method.mask_scale=layer"), MethodError, "a soft mask is of single weights"),
+        (("model.head=fc",), ConfigError, "says where a checkpoint's head is, but .* is a run; leave it out"),
+        (("model.name=resnet18",), ConfigError, "model.name=resnet18, but the run .* is a test_vit"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_what_cannot_be_asked_for(config, words, error, says):
     with pytest.raises(error, match=says):

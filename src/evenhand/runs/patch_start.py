@@ -26,6 +26,7 @@ from evenhand.methods.fitting import label_columns
 from evenhand.methods.patching.setting import check_finite
 from evenhand.methods.predictors import HeadPredictor, ModelPredictor
 from evenhand.models import ImageClassifier, find_weights
+from evenhand.models.backbones import AUTO_NAME
 from evenhand.models.finished import load_finished, refuse_probabilities
 from evenhand.models.networks import forked
 from evenhand.models.parameters import state_fingerprint
@@ -191,9 +192,11 @@ def open_delivered(config: PatchMakeConfig, rows: Rows, start: RunFolder | None)
     Raises:
         InputError: the run decides by group, weights are NaN or infinite, or the classifier gives probabilities already.
         CheckpointError: the checkpoint has no head of known name, or does not fit its architecture.
-        ConfigError: batches of one image with batch norms that learn.
+        ConfigError: batches of one image with batch norms that learn, or options of a checkpoint where there is a run.
     """
     found = _from_checkpoint(config, rows) if start is None else _from_run(start)
+    if start is not None:
+        _check_own(config, start, found.model.name)
     check_finite(found.model)
     refuse_probabilities(found.model)
     norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in found.model.modules())
@@ -205,6 +208,20 @@ def open_delivered(config: PatchMakeConfig, rows: Rows, start: RunFolder | None)
     if found.edit is not None:
         check_grid(found.edit, rows.data.cache.shape)
     return found
+
+
+def _check_own(config: PatchMakeConfig, start: RunFolder, name: str) -> None:
+    """Refuse words on a checkpoint where the classifier is a run, which knows its network and its head.
+
+    Raises:
+        ConfigError: a head is named, or another network.
+    """
+    asked = config.model.name
+    if config.model.head:
+        what = f"model.head={config.model.head} says where a checkpoint's head is"
+        raise ConfigError(f"{what}, but model={start.root} is a run; leave it out")
+    if asked not in (AUTO_NAME, ModelConfig().name) and asked.split(".")[0] != name.split(".")[0]:
+        raise ConfigError(f"model.name={asked}, but the run {start.root} is a {name}; leave model.name out, or give the run of a {asked}")
 
 
 def _from_checkpoint(config: PatchMakeConfig, rows: Rows) -> Delivered:

@@ -141,8 +141,8 @@ class PatchRows:
                 x = augmenter.images(x, epoch, list(range(slot, slot + len(positions))))
             slot += len(positions)
             rows = torch.from_numpy(positions)
-            fields = (x, self.y[rows], self.groups[rows], rows, draws[rows])
-            yield PatchBatch(*(field.to(device, non_blocking=True) for field in fields), n_drawn=len(order))
+            fields = [field.to(device, non_blocking=True) for field in (x, self.y[rows], self.groups[rows], rows, draws[rows])]
+            yield PatchBatch(fields[0], fields[1], fields[2], fields[3], fields[4], len(order))
 
     def label_cells(self) -> list[Cells]:
         """Joint group x label cells of every label by itself."""
