@@ -1,6 +1,7 @@
 """What a patch costs against the fairness it reaches: image passes, equalized odds and AUC, from the first epoch to the last.
 
     python benchmarks/patch_curve.py --out results/patch_synthetic [--seeds 0,1,2,3,4] [--sizes 300] [--epochs 1,2,5,10,20] [--table]
+        [--picture FILE.svg]
 
 Cohorts, classifier and external set are those of `patch_synthetic.py` (the same OUT finds what is there). Every point is a run of its own
 with that many epochs, so that its schedule is whole; thresholds come from the external set's held-out 30%.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ import pandas as pd
 import torch
 from patch_synthetic import QUIET, TEST, Study, cells_of, figures, prepared
 from patching import Memory
-from search_setups import Units
+from search_setups import Units, half_width
 
 import evenhand as eh
 from evenhand.config.patch_methods import BMFTConfig, PatchComparisonConfig, PatchMethodConfig, SWiFTConfig
@@ -44,6 +46,8 @@ from evenhand.methods.patching.method import make_patched
 from evenhand.methods.predictors import probabilities
 from evenhand.metrics.thresholds import choose_threshold
 from evenhand.models import build_classifier
+from evenhand.report.drawing import INK, MUTED, Axes, Drawing, ticks
+from evenhand.report.figures import COLOURS, MARKERS
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.patch_start import external_rows
 from evenhand.runs.results import load_predictor
@@ -150,6 +154,41 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def picture(lines: Sequence[dict[str, Any]]) -> str:
+    """An SVG of the first external set's curves: equalized odds over thresholds, and AUC, against image passes; bands are intervals."""
+    own = [line for line in lines if line["external"] == lines[0]["external"]]
+    base = [line for line in own if line["way"] == DELIVERED]
+    drawing = Drawing(8.6, 3.8)
+    ways = [way for way in WAYS if way != "last_layer" and any(line["way"] == way for line in own)]
+    said = [f"Equalized odds over thresholds and AUC against image passes, external set: {lines[0]['external']} patients"]
+    for k, (key, title) in enumerate((("mean odds", "equalized odds over thresholds"), ("auc", "AUC"))):
+        low, high = (0.0, 0.35) if key == "mean odds" else (0.5, 1.0)
+        axes = Axes(drawing, 0.75 + 4.2 * k, 0.15, 3.3, 2.5, x=(math.log10(600), 5.05), y=(low, high))
+        axes.x_axis([(math.log10(n), f"{n:,}") for n in (1_000, 3_000, 10_000, 30_000, 100_000)], "images forward + 2 x images backward")
+        axes.y_axis(ticks(low, high), title, grid=True)
+        delivered = float(np.mean([line[key] for line in base]))
+        axes.line(axes.x, (delivered, delivered), INK, 0.9, "4 2")
+        drawing.text(axes.at(axes.x[0] + 0.03, delivered + 0.018 * (high - low)), "as delivered", size=8, colour=MUTED)
+        for colour, marker, way in zip(COLOURS, MARKERS, ways, strict=False):
+            points = [[line for line in own if (line["way"], line["epochs"]) == (way, n)]
+                      for n in sorted({line["epochs"] for line in own if line["way"] == way})]
+            x = [math.log10(float(np.mean([line["images"] for line in rows]))) for rows in points]
+            y = [float(np.mean([line[key] for line in rows])) for rows in points]
+            half = [half_width([line[key] for line in rows]) if len(rows) > 1 else 0.0 for rows in points]
+            lows, highs = ([min(max(v + sign * h, low), high) for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
+            axes.band(x, lows, highs, colour, 0.1)
+            axes.line(x, y, colour, 1.4)
+            for place, value in zip(x, y, strict=True):
+                axes.mark(place, value, marker, 5.5, colour)
+            said.append(f"{way}, {title}: " + ", ".join(f"{10**a:,.0f} {b:.3f}" for a, b in zip(x, y, strict=True)))
+    for k, (colour, marker, way) in enumerate(zip(COLOURS, MARKERS, ways, strict=False)):
+        place = (54 + 200 * (k % 3), 245 + 15 * (k // 3))
+        drawing.mark((place[0], place[1] - 3), marker, 6, colour, colour)
+        drawing.text((place[0] + 8, place[1]), way, size=9)
+    svg = drawing.svg(". ".join(said), "patch-curve", "What a patch costs and what it reaches")
+    return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)
+
+
 def main() -> int:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,6 +199,7 @@ def main() -> int:
     parser.add_argument("--epochs", default="1,2,5,10,20")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
+    parser.add_argument("--picture", type=Path, help="an SVG file of the curves")
     options = parser.parse_args()
     units = Units(options.out / "curve.jsonl")
     if not options.table:
@@ -176,6 +216,8 @@ def main() -> int:
                     scene = scene or Scene.of(study, seed, size, study.train(seed))
                     units.add({**key, **point(scene, seed, way, epochs)})
     units.show("curve", table)
+    if options.picture and units.read():
+        options.picture.write_text(picture(units.read()), encoding="utf-8")
     return 0
 
 
