@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.regnet import RegNet, RegNetCfg
 
@@ -36,6 +37,12 @@ def _named(name: str, **options: Any) -> Callable[[int], torch.nn.Module]:
     return lambda n_outputs: timm.create_model(name, num_classes=n_outputs, **options)
 
 
+def _maxvit(n_outputs: int) -> torch.nn.Module:
+    attention = MaxxVitTransformerCfg(dim_head=8, window_size=4, grid_size=4)
+    config = MaxxVitCfg(embed_dim=(8, 16), depths=(1, 1), block_type=("M", "M"), stem_width=8, transformer_cfg=attention)
+    return MaxxVit(config, img_size=SIZE, num_classes=n_outputs)
+
+
 _VIT = {"img_size": SIZE, "depth": 2, "embed_dim": 24, "num_heads": 2}
 FAMILIES: dict[str, Callable[[int], torch.nn.Module]] = {
     "vit": _named("vit_tiny_patch16_224", **_VIT),
@@ -52,8 +59,12 @@ FAMILIES: dict[str, Callable[[int], torch.nn.Module]] = {
     "convnext": _named("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
     "mobilenet": lambda n_outputs: _efficientnet(n_outputs, MobileNetV3),
     "regnet": _regnet,
+    "maxvit": _maxvit,
+    "inception": _named("inception_v3"),
 }
 """Every backbone family that is supported, as small as its class allows: number of logits -> network."""
+LEAST_SIZE = {"inception": 75}
+"""Pixels that a family cannot do with fewer of; it has one width alone, 22 million weights."""
 
 
 @dataclass
@@ -103,7 +114,8 @@ def tiny(family: str = "resnet", n_outputs: int = 1, seed: int = 0) -> ImageClas
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
-    return ImageClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(SIZE, SIZE), name=family).eval()
+    size = LEAST_SIZE.get(family, SIZE)
+    return ImageClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(size, size), name=family).eval()
 
 
 def scene(n: int, seed: int, agreement: float = 0.5, kind: str = "binary", missing: float = 0.0, size: int = SIZE) -> Split:

@@ -18,7 +18,7 @@ from evenhand.methods.patching.method import make_patched
 from evenhand.methods.patching.rows import PatchRows
 from evenhand.methods.patching.setting import Setting
 
-from .scenes import FAMILIES, MemoryStore, make_task, scene, tiny
+from .scenes import FAMILIES, LEAST_SIZE, MemoryStore, make_task, scene, tiny
 
 torch.set_num_threads(1)
 QUICK = {"impair_epochs": 2, "repair_epochs": 2, "impair_lr": 0.05}
@@ -38,12 +38,13 @@ def moved(outcome):
     return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.slow) if name in LEAST_SIZE else name for name in FAMILIES])
 def test_outside_mask_and_head_every_bit_is_kept(family):
     """With momentum, decay and batch norms, on every family that is supported."""
     config = BMFTConfig(mask_type="random", rate=0.3, stop="last", impair_epochs=2, impair_lr=0.05, weight_decay=0.05, impair_beta=0.5)
     model = tiny(family)
-    outcome = make_patched(make_task(scene(24, 1), scene(24, 2), batch_size=12), model, config)
+    size = model.input_size[0]
+    outcome = make_patched(make_task(scene(24, 1, size=size), scene(24, 2, size=size), batch_size=12), model, config)
     heads = {f"network.{name}" for name in head_names(model)}
     changed = moved(outcome)
     assert set(changed) == set(model.state_dict())
