@@ -216,8 +216,8 @@ def main() -> int:
                     scene = scene or Scene.of(study, seed, size, study.train(seed))
                     units.add({**key, **point(scene, seed, way, epochs)})
     units.show("curve", table)
-    if options.picture and units.read():
-        options.picture.write_text(picture(units.read()), encoding="utf-8")
+    if options.picture and (lines := units.read()):
+        options.picture.write_text(picture(lines), encoding="utf-8")
     return 0
 
 

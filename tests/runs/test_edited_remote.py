@@ -63,8 +63,8 @@ def searching(server, prepared, out, *more):
     ]
 
 
-def dying(calls, after=20):
-    infer = faulty.Handler.infer
+def dying(after=20):
+    infer, calls = faulty.Handler.infer, []
 
     def infer_or_die(self, body, fault):
         calls.append(1)
@@ -81,7 +81,7 @@ def test_a_search_goes_on_where_the_server_has_another_address(server, prepared,
     out = tmp_path / "moved"
     whole = edit_train(compose("edit train", searching(server, prepared, tmp_path / "whole")))
     with monkeypatch.context() as patched:
-        patched.setattr(faulty.Handler, "infer", dying([], after=20))
+        patched.setattr(faulty.Handler, "infer", dying())
         with pytest.raises(RunError):
             edit_train(compose("edit train", searching(server, prepared, out)))
     sent = RunFolder(out).info["config"]["model"]["url"]
@@ -102,18 +102,15 @@ def test_a_search_goes_on_where_the_server_has_another_address(server, prepared,
 
 
 def test_a_server_that_dies_in_a_search_costs_nothing_twice(server, prepared, tmp_path, monkeypatch):
-    def words(name):
-        return searching(server, prepared, tmp_path / name)
-
-    whole = edit_train(compose("edit train", words("whole")))
+    whole = edit_train(compose("edit train", searching(server, prepared, tmp_path / "whole")))
     spent = server.n_images
     server.n_images = 0
     with monkeypatch.context() as patched:
-        patched.setattr(faulty.Handler, "infer", dying([], after=20))
+        patched.setattr(faulty.Handler, "infer", dying())
         with pytest.raises(RunError) as caught:
-            edit_train(compose("edit train", words("cut")))
+            edit_train(compose("edit train", searching(server, prepared, tmp_path / "cut")))
     assert caught.value.exit_code == 4
     assert RunFolder(tmp_path / "cut").info["status"] == "failed"
-    resumed = edit_train(compose("edit train", words("cut")))
+    resumed = edit_train(compose("edit train", searching(server, prepared, tmp_path / "cut")))
     assert load_edit(resumed.root).fingerprint == load_edit(whole.root).fingerprint
     assert server.n_images <= spent + 100  # asking anew whether the server answers alike is all that comes on top

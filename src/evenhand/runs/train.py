@@ -150,8 +150,7 @@ def goes_further(run: RunFolder, identity: Mapping[str, Any], config: Any) -> No
         return
     before = run.info["config"]["method"]
     if any(before.get(name) != getattr(config.method, name) for name in ("budget", "rounds")):
-        run.update(status="running", config=dict(identity))
-        write_text(run.root / "config.yaml", config_yaml(config))
+        _reconfigure(run, identity, config, status="running")
 
 
 def follow_server(run: RunFolder, identity: Mapping[str, Any], config: Any) -> None:
@@ -163,8 +162,13 @@ def follow_server(run: RunFolder, identity: Mapping[str, Any], config: Any) -> N
         return  # more than the address differs, as `RunFolder.begin` will say
     log.info("the search in %s goes on at %s; it was begun at %s", run.root, config.model.url, before)
     with run.locked():
-        run.update(config_id=folder_identity(identity), config=dict(identity))
-        write_text(run.root / "config.yaml", config_yaml(config))
+        _reconfigure(run, identity, config)
+
+
+def _reconfigure(run: RunFolder, identity: Mapping[str, Any], config: Any, **facts: Any) -> None:
+    """Write down other options for a run whose state they leave valid."""
+    run.update(config_id=folder_identity(identity), config=dict(identity), **facts)
+    write_text(run.root / "config.yaml", config_yaml(config))
 
 
 def told_by_first(accelerator: str, done: bool = False) -> bool:

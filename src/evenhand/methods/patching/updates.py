@@ -89,8 +89,6 @@ class MaskedUpdate:
         if self.l1 > 0 and self.l1_on == "weights":
             grads = list(torch._foreach_add(grads, torch._foreach_sign(values), alpha=self.l1))
         moved = self._sgd(grads, values, lr) if self.optimizer == "sgd" else self._adam(grads, values, lr)
-        if self.exact and self.optimizer == "adam":
-            moved = self._softened(values, moved)
         if self.start:
             moved = [_shrunk(value, first, lr * self.l1) for value, first in zip(moved, self.start, strict=True)]
         for parameter, value, mask in zip(self.parameters, moved, self.masks, strict=True):
@@ -127,7 +125,7 @@ class MaskedUpdate:
         torch._foreach_add_(spread, EPS)
         moved = list(torch._foreach_mul(values, 1 - lr * self.weight_decay)) if self.weight_decay else list(torch._foreach_clone(values))
         torch._foreach_addcdiv_(moved, first, spread, -lr / (1 - BETAS[0] ** self.steps))
-        return moved
+        return self._softened(values, moved) if self.exact else moved
 
     def _scaled(self, grads: list[Tensor]) -> list[Tensor]:
         """Gradients times soft masks; a hard mask acts where values are written, unless it is not exact."""
