@@ -41,6 +41,16 @@ def test_identity_ignores_where_a_run_writes_and_nothing_that_changes_numbers():
     assert identity(base) != identity({"seed": 0, "out": "a", "trainer": {"progress": True, "lr": 2.0}})
 
 
+def test_a_mask_counts_by_what_its_file_holds(tmp_path):
+    base = {"method": {"name": "finetune", "mask": "a/mask.json"}, "mask": "5f"}
+    assert identity(base) == identity({"method": {"name": "finetune", "mask": "b/mask.json"}, "mask": "5f"})
+    assert identity(base) != identity({"method": {"name": "finetune", "mask": "a/mask.json"}, "mask": "60"})
+    assert identity({"method": {"mask": "full"}}) != identity({"method": {"mask": "head"}})
+    RunFolder.begin(tmp_path / "run", base, "")
+    with pytest.raises(InputError, match=r"another configuration \(mask was 5f, now 60\)"):
+        RunFolder.begin(tmp_path / "run", {"method": {"name": "finetune", "mask": "b/mask.json"}, "mask": "60"}, "")
+
+
 def test_begin_finds_the_same_run_again_and_refuses_another(tmp_path):
     config = {"seed": 0, "method": {"name": "linear_probe", "l2": 0.1}}
     run = RunFolder.begin(tmp_path / "run", config, "seed: 0\n")

@@ -165,6 +165,14 @@ def test_other_baselines_finish_a_search_anew_and_are_judged_as_audited(cohort: 
     assert found == pytest.approx(audit["attributes"]["group"]["gaps"]["equalized_odds"]["value"])
     drawn = Mask.from_json((run.root / record["tested"]["runs"]["random"]["folder"] / "mask.json").read_text())
     assert sum(drawn.bits) == sum(part["train"] for part in record["mask"]["parts"])
+    # in a folder that was moved, what is trained is kept: a mask counts by what it holds, not by where it lies
+    moved = tmp_path / "moved"
+    run.root.rename(moved)
+    before = {path: path.stat().st_mtime_ns for path in (moved / "runs").glob("*/results.csv")}
+    assert len(before) == 3
+    again = search_mask(compose("search", [*words[:-1], "finalists=1", "baselines=thresholds,random,head", f"out={moved}"]))
+    assert set(record_of(again)["tested"]["runs"]) == {"thresholds", "random", "head", "trial-0"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_finalists_and_baselines_are_trained_as_trials_were(tmp_path: Path) -> None:

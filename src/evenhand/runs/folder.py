@@ -29,6 +29,8 @@ IGNORED_IN_IDENTITY = (
 """Options that do not change a run's numbers, or only how far it goes, so that a run goes on under others."""
 LATER = {"trainer.plateau_monitor": "monitor", "trainer.overfit_batches": 0, "trainer.limit_batches": 0}
 """Options that came later, at the values that change nothing: a run that was begun before them goes on."""
+BY_CONTENT = {"method.mask": "mask", "method.mask_like": "mask_like"}
+"""Options that name a file -> where a run keeps that file's sha256; with it, the file may lie elsewhere."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,7 +53,7 @@ def package_versions() -> dict[str, str]:
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """sha256 of a configuration without the options that do not change its numbers (where it writes, progress display).
+    """sha256 of a configuration without the options that do not change its numbers (where it writes or lies, progress display).
 
     Example:
         >>> identity({"seed": 0, "out": "a"}) == identity({"seed": 0, "out": "b"})
@@ -60,16 +62,17 @@ def identity(config: Mapping[str, Any]) -> str:
 
     def strip(value: Any, prefix: str) -> Any:
         if isinstance(value, Mapping):
-            kept = {key: item for key, item in value.items() if not _idle(f"{prefix}{key}", item)}
+            kept = {key: item for key, item in value.items() if not _idle(f"{prefix}{key}", item, config)}
             return {key: strip(item, f"{prefix}{key}.") for key, item in kept.items()}
         return value
 
     return hashlib.sha256(json.dumps(strip(config, ""), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _idle(name: str, value: Any) -> bool:
+def _idle(name: str, value: Any, config: Mapping[str, Any]) -> bool:
     """Whether an option at this value changes no number of a run."""
-    return name in IGNORED_IN_IDENTITY or (name in LATER and value in (None, LATER[name]))
+    known = name in BY_CONTENT and BY_CONTENT[name] in config
+    return known or name in IGNORED_IN_IDENTITY or (name in LATER and value in (None, LATER[name]))
 
 
 class FileStore:
@@ -211,14 +214,20 @@ class RunFolder:
             yield
 
 
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option by its full name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first option two configurations differ in, as text."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        name = f"{prefix}{key}"
-        left, right = old.get(key), new.get(key)
-        if left == right or (_idle(name, left) and _idle(name, right)):
-            continue
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            return _first_difference(left, right, f"{name}.")
-        return f"{name} was {left}, now {right}"
+    before, now = dict(_leaves(old)), dict(_leaves(new))
+    for name in [*now, *(name for name in before if name not in now)]:
+        left, right = before.get(name), now.get(name)
+        if left != right and not (_idle(name, left, old) and _idle(name, right, new)):
+            return f"{name} was {left}, now {right}"
     return "no visible option"

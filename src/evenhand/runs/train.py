@@ -84,7 +84,7 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFo
     config = replace(config, seed=seed, seeds=None, out=str(out))
     check_method(config.method, config.edit, config.model.url)
     edit = open_edit(config.edit) if config.edit else None
-    config, mask = _with_mask(config)
+    config, masks = _with_masks(config)
     if rank() > 0:
         if not told_by_first(config.trainer.accelerator):
             _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw, edit)
@@ -93,24 +93,30 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFo
     if edit is not None:
         check_grid(edit, rows.data.cache.shape)
     rehearse(rows, config)
-    own = {"edit": edit.fingerprint if edit else None, **({"mask": mask} if mask else {})}
+    own = {"edit": edit.fingerprint if edit else None, **masks}
     identity = {**plain(config), **own, "redraw": redraw, "data_hash": rows.data.fingerprint}
     return carried_out(out, identity, config, lambda run: _fit(config, rows, run, redraw, edit))
 
 
-def _with_mask(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The options with the file of a mask where its search's folder was given, and the file's sha256; "" where there is none."""
+def _with_masks(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
+    """The options with the file of a mask where its search's folder was given, and the sha256 of the files of masks that they name."""
     method = config.method
-    if not isinstance(method, FinetuneConfig) or method.mask is None:
-        return config, ""
-    path = Path(method.mask)
-    if path.is_dir():
-        path = path / "mask.json"
-        if not path.is_file():
-            raise InputError(f"mask={method.mask} holds no mask.json; give the folder of a search that is finished, or a file")
-    if not path.is_file():
-        return config, ""
-    return replace(config, method=replace(method, mask=str(path))), hashlib.sha256(path.read_bytes()).hexdigest()
+    if not isinstance(method, FinetuneConfig):
+        return config, {}
+    method = replace(method, mask=_mask_file("mask", method.mask), mask_like=_mask_file("method.mask_like", method.mask_like))
+    files = {"mask": method.mask, "mask_like": method.mask_like}
+    known = {name: Path(file) for name, file in files.items() if file is not None and Path(file).is_file()}
+    return replace(config, method=method), {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in known.items()}
+
+
+def _mask_file(name: str, value: str | None) -> str | None:
+    """The file of a mask where its search's folder was given."""
+    if value is None or not Path(value).is_dir():
+        return value
+    file = Path(value) / "mask.json"
+    if not file.is_file():
+        raise InputError(f"{name}={value} holds no mask.json; give the folder of a search that is finished, or a file")
+    return str(file)
 
 
 def carried_out(out: Path, identity: Mapping[str, Any], config: Any, fit: Callable[[RunFolder], None]) -> RunFolder:
