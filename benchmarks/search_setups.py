@@ -3,7 +3,7 @@
 | setup | data | network | space |
 |---|---|---|---|
 | synthetic | a cohort of its own for every seed, with a planted texture shortcut, 64 px | the bundled ViT | norms, attention, MLP |
-| ham_mobilenet | ham10000-mini, malignant or not, 96 px, its own split | MobileNet of DIR/weights | convolutions, norms by stage |
+| ham_mobilenet | ham10000-mini, malignant or not, 96 px, its own split | MobileNet of DIR/weights, channels last | conv, norms by stage |
 | ham_vit | the same | a ViT of 0.9 M parameters from `pretrain_vit.py` | norms, attention, MLP |
 
 Not a study: the studies import it.
@@ -93,7 +93,8 @@ def make_setup(name: str, shared: Path, root: Path, seed: int, attribute: str, i
     words = [f"data={data.root}", f"data.attributes=[{attribute}]", f"model.input_size=[{VIT_SIZE},{VIT_SIZE}]", *same]
     if name == "ham_mobilenet":
         weights = _there(shared / "weights/mobilenet_v1_075/mobilenet_v1_075_224_imagenet.safetensors", "the weights of MobileNet")
-        return Setup(name, data, files, (*words, f"model={weights}", "model.name=mobilenetv1_075"), "conv|norm", attribute, images > 0)
+        network = (f"model={weights}", "model.name=mobilenetv1_075", "trainer.channels_last=true")
+        return Setup(name, data, files, (*words, *network), "conv|norm", attribute, images > 0)
     exported = _there(root / "vit" / "export", f"the pre-trained ViT; python benchmarks/pretrain_vit.py --out {root} makes it")
     return Setup(name, data, files, (*words, f"model={exported}", f"model.name={VIT}"), "norms|attention|mlp", attribute, images > 0)
 
