@@ -30,6 +30,8 @@ about, at 20 trials of 5 epochs on a quiet core with halving: synthetic 25 min, 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from search_setups import SETUPS, Setup, Units, half_width, interval, make_setup, numbers, say, show_progress, training_seconds
 
 import evenhand as eh
@@ -50,6 +53,8 @@ SEARCHES = {"searched": "tpe", "best random": "random"}
 FIXED = ("full", "head", "bitfit", "lora")
 AUDIT = ["audit.bootstrap=100", "audit.permutations=100", "audit.details=false", "audit.bounds=false", "audit.metrics=[auc,tpr,fpr]"]
 OF_TRAINING = ("trainer.", "data.", "model.")
+FIRST = 6
+"""Random trials that both samplers begin with."""
 DRAWS = 1000
 """Draws of patients behind a seed's own interval."""
 
@@ -74,9 +79,14 @@ class Study:
         return sorted(self.rates)[(len(self.rates) - 1) // 2]
 
 
+def unit_folder(setup: str, attribute: str, seed: int) -> Path:
+    """Where a unit's runs lie, below OUT."""
+    return Path(setup) / attribute.replace(",", "-") / f"seed={seed}"
+
+
 def searched(setup: Setup, study: Study, sampler: str, seed: int, out: Path) -> tuple[SearchConfig, RunFolder, Mapping[str, Any]]:
     """A search's options, the run of its winner, and its trial."""
-    words = ["startup_trials=6", "pruner=halving", f"trainer.max_epochs={study.epochs}", "finalists=1", "baselines=[]", *AUDIT]
+    words = [f"startup_trials={FIRST}", "pruner=halving", f"trainer.max_epochs={study.epochs}", "finalists=1", "baselines=[]", *AUDIT]
     config = setup.search(*words, *study.words, f"sampler={sampler}", f"seed={seed}", f"out={out}")
     found = eh.search_mask(config)
     best = found.info["best"]
@@ -132,8 +142,8 @@ def run_unit(setup: Setup, study: Study, seed: int, root: Path) -> dict[str, Any
     return {**about_unit, "trials": config.n_trials, "conditions": found, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def table(units: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: means over seeds, and what the searched mask is better by."""
+def table(root: Path, units: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: means over seeds, what the searched mask is better by, and what the searches tried."""
     lines = []
     studies: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for unit in sorted(units, key=lambda unit: unit["seed"]):
@@ -160,6 +170,38 @@ def table(units: Sequence[Mapping[str, Any]]) -> str:
                 cells += [interval([gap["value"] for gap in gaps], sign="+"), f"{sides[0]}, {sides[1]}"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines += ["", *(verdict(own, name, first) for name in ("full", "best random"))]
+        folders = {unit["seed"]: root / unit_folder(key[0], key[1], unit["seed"]) for unit in own}
+        lines.append(trials_table({seed: folder for seed, folder in folders.items() if folder.exists()}))
+    return "\n".join(lines)
+
+
+def trials_table(folders: Mapping[int, Path]) -> str:
+    """Markdown: what the samplers proposed, and what a trial's value goes with; of the searches' own records.
+
+    Args:
+        folders: seed -> folder of its unit.
+    """
+    from scipy.stats import spearmanr
+
+    head = ("search", f"median value of its first {FIRST} trials", "of the others", "best", "run to the end", "epochs of all trials")
+    lines = ["\n| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    correlations: dict[str, list[float]] = {"learning rate": [], "share of weights": []}
+    for name, sampler in SEARCHES.items():
+        facts = []
+        for folder in folders.values():
+            found = json.loads((folder / sampler / "search.json").read_text(encoding="utf-8"))["trials"]
+            trials = [trial for trial in found if trial["values"]]
+            values = [trial["values"][0] for trial in trials]
+            medians = [float(np.median(part)) for part in (values[:FIRST], values[FIRST:])]
+            ended = sum(trial["state"] == "complete" for trial in trials) / len(trials)
+            facts.append([*medians, max(values), ended, float(sum(trial["epochs"] for trial in trials))])
+            if sampler == "random":
+                correlations["learning rate"].append(float(spearmanr([trial["params"]["lr"] for trial in trials], values).statistic))
+                correlations["share of weights"].append(float(spearmanr([trial["share"] for trial in trials], values).statistic))
+        cells = [interval(column, digits) for column, digits in zip(zip(*facts, strict=True), (3, 3, 3, 2, 0), strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    said = ", ".join(f"{key} {interval(found, 2, '+')}" for key, found in correlations.items())
+    lines.append(f"\nrank correlation of a random trial's validation value with its {said}")
     return "\n".join(lines)
 
 
@@ -200,11 +242,11 @@ def main() -> int:
         most = 2 * options.trials + 3 + len(FIXED) * len(study.rates)
         say(f"{options.setup}, {attribute}, seed {seed}: one training of everything takes {once:.0f} s here, so a unit of at most {most} "
             f"trainings takes at most {most * once / 60:.0f} min; pruning and frozen layers take that to about half")  # fmt: skip
-        root = options.out / options.setup / attribute.replace(",", "-") / f"seed={seed}"
+        root = options.out / unit_folder(options.setup, attribute, seed)
         unit = run_unit(setup, study, seed, root)
         units.add(unit)
         say(f"{options.setup}, {attribute}, seed {seed}: done in {unit['seconds'] / 60:.0f} min")
-    units.show(options.setup, table)
+    units.show(options.setup, functools.partial(table, options.out))
     return 0
 
 
