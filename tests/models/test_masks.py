@@ -408,6 +408,14 @@ def test_a_random_mask_like_another_is_near_in_size_where_blocks_differ():
     assert all(0.9 <= size <= 1.1 for size in sizes)
 
 
+def test_a_random_mask_like_another_is_another(vit):
+    like = mask_of(vit, [1, 0, 1, 0, 0, 1])
+    drawn = {fixed_mask(vit, "random", lr=1e-3, seed=seed, like=like).bits for seed in range(20)}
+    assert drawn == {(0, 0, 1, 1, 0, 1)}  # norms of the other block; MLPs are both trained, attention in neither
+    with pytest.raises(MethodError, match="no other mask of this one's size"):
+        fixed_mask(vit, "random", lr=1e-3, seed=0, like=mask_of(vit, [0, 1, 1, 0, 1, 1]))
+
+
 def test_options_of_other_fixed_masks_are_refused(vit):
     with pytest.raises(InputError, match=r"'atention' is not known; did you mean 'attention'\?"):
         fixed_mask(vit, "atention", lr=1e-3, seed=0)

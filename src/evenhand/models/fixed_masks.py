@@ -62,11 +62,11 @@ def fixed_mask(
             normalisation layers and squeeze-and-excite modules of every stage.
         like: random: a mask of this network with whose size one is drawn: as many parts of every role, with the same LoRA
             ranks and learning-rate scales, and as many trained parameters (exactly where blocks are alike, as in a ViT;
-            else within a tenth where one of 200 draws is, else the nearest of them). Gives the space, too.
+            else within a tenth where one of 200 draws is, else the nearest of them). Never that mask itself. Gives the space, too.
 
     Raises:
         InputError: no mask of this name, an option it has no use for, or more parts than there are.
-        MethodError: the network has no such parts.
+        MethodError: the network has no such parts, or there is no other mask of the size of ``like``.
 
     Example:
         >>> from timm import create_model
@@ -156,20 +156,24 @@ def _random(model: nn.Module, space: str, lr: float, seed: int, n: int | None) -
 
 
 def _random_like(model: nn.Module, like: Mask, lr: float, seed: int) -> Mask:
-    """Permute a mask's choices among the parts of one role, until it trains as many parameters as before."""
+    """Permute a mask's choices among the parts of one role, until it is another mask that trains as many parameters as before."""
     if like.space not in SPACES:
         raise MethodError(f"a random mask of the size of one of space '{like.space}' cannot be drawn; give one of a search space")
     check_mask(model, like)
     parts = make_parts(model, like.space)
     size, rng = like.share(model), generator(seed, "random mask")
-    best, distance = like, np.inf
+    best, distance = None, np.inf
     for _ in range(_DRAWS):
         drawn = replace(like, parts=_permuted(parts, like.parts, rng), lr=lr, seed=seed, study=None, trial=None, data_hash="")
+        if drawn.key == like.key:
+            continue
         off = abs(drawn.share(model) / size - 1.0)
         if off < distance:
             best, distance = drawn, off
         if off <= _NEAR:
             break
+    if best is None:
+        raise MethodError("there is no other mask of this one's size: it trains all parts of a role alike; compare with full or head")
     return best
 
 
