@@ -200,8 +200,8 @@ def trials_table(folders: Mapping[int, Path]) -> str:
                 correlations["share of weights"].append(float(spearmanr([trial["share"] for trial in trials], values).statistic))
         cells = [interval(column, digits) for column, digits in zip(zip(*facts, strict=True), (3, 3, 3, 2, 0), strict=True)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    said = ", ".join(f"{key} {interval(found, 2, '+')}" for key, found in correlations.items())
-    lines.append(f"\nrank correlation of a random trial's validation value with its {said}")
+    said = ", ".join(f"{key} {np.mean(found):+.2f} ({min(found):+.2f} to {max(found):+.2f})" for key, found in correlations.items())
+    lines.append(f"\nrank correlation of a random trial's validation value, mean (range over seeds): {said}")
     return "\n".join(lines)
 
 
