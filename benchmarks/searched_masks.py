@@ -24,7 +24,7 @@ table says how much of the validation value is lost on test rows, and how many s
 
 Each seed is a unit: one line in OUT/SETUP/figures.jsonl; two processes with other --seeds share OUT. Inside a unit every search and
 training goes on after a kill. Run one process a core with OMP_NUM_THREADS=1. The time of a unit is estimated before it starts;
-about, at 20 trials of 5 epochs on a quiet core with halving: synthetic 25 min, ham_mobilenet 80 min, ham_vit 30 min.
+about, at 20 trials of 5 epochs on a quiet core with halving: synthetic 25 min, ham_mobilenet 80 min, ham_vit 20 min.
 """
 
 from __future__ import annotations
