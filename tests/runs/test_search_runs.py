@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_other_baselines_finish_a_search_anew_and_are_judged_as_audited(cohort: 
     moved = tmp_path / "moved"
     run.root.rename(moved)
     before = {path: path.stat().st_mtime_ns for path in (moved / "runs").glob("*/results.csv")}
-    assert len(before) == 3
+    assert len(before) == 4  # the random mask at two rates
     again = search_mask(compose("search", [*words[:-1], "finalists=1", "baselines=thresholds,random,head", f"out={moved}"]))
     assert set(record_of(again)["tested"]["runs"]) == {"thresholds", "random", "head", "trial-0"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -179,17 +180,40 @@ def test_finalists_and_baselines_are_trained_as_trials_were(tmp_path: Path) -> N
     config = compose("search", ["data.path=d", "outer=seeds", "folds=2", "baselines=full,random", "warm_head=true", "trainer.lr=0.1"])
     base = TrainConfig(data=config.data, trainer=config.trainer)
     run = RunFolder(tmp_path)
-    trials = [TrialRecord(7, "complete", (0.8,), {}, batch_size=32), TrialRecord(3, "complete", (0.7,), {})]
+    trials = [TrialRecord(7, "complete", (0.8,), {"lr": 0.002}, batch_size=32), TrialRecord(3, "complete", (0.7,), {})]
     found = _trainings(run, base, config, trials, [0, 1])
     assert list(found) == ["full", "random", "trial-7", "trial-3"]
-    assert [options.method.mask_other_weights for options in found.values()] == [False, True, True, True]
+    assert [options.method.mask_other_weights for (options, *_) in found.values()] == [False, True, True, True]
     # of the chosen mask's size: after more trials another one may be chosen, and this training is another one
-    assert found["random"].method.mask_like == str(tmp_path / "masks" / "trial-7.json")
-    assert found["random"].out != _trainings(run, base, config, trials[::-1], [0, 1])["random"].out
-    assert all(options.method.warm_head and options.seeds == [0, 1] for options in found.values())
+    assert found["random"][0].method.mask_like == str(tmp_path / "masks" / "trial-7.json")
+    assert found["random"][0].out != _trainings(run, base, config, trials[::-1], [0, 1])["random"][0].out
+    assert all(options.method.warm_head and options.seeds == [0, 1] for own in found.values() for options in own)
     # memory ran out in trial 7: half the images a pass, as many a step
-    sizes = {name: (options.data.batch_size, options.trainer.accumulate, options.trainer.lr) for name, options in found.items()}
-    assert sizes == {"full": (64, 1, 0.1), "random": (64, 1, 0.1), "trial-7": (32, 2, None), "trial-3": (64, 1, None)}
+    sizes = {name: [(options.data.batch_size, options.trainer.accumulate) for options in own] for name, own in found.items()}
+    assert sizes == {"full": [(64, 1)] * 2, "random": [(64, 1)] * 2, "trial-7": [(32, 2)], "trial-3": [(64, 1)]}
+    # fixed masks at trainer.lr and at the rate that the search chose, each in a folder of its own
+    rates = {name: [options.trainer.lr for options in own] for name, own in found.items()}
+    assert rates == {"full": [0.1, 0.002], "random": [0.1, 0.002], "trial-7": [None], "trial-3": [None]}
+    assert len({options.out for own in found.values() for options in own}) == 6
+    some = replace(config, baselines=["full", "reweight"], baseline_rates=[1e-3, 0.1])
+    given = _trainings(run, base, some, trials, [0, 1])
+    assert [options.trainer.lr for options in given["full"]] == [1e-3, 0.1]
+    assert len(given["reweight"]) == 1
+
+
+def test_a_baseline_is_shown_at_its_best_rate_on_validation_rows(cohort: Path, tmp_path: Path) -> None:
+    words = [f"data={cohort}", *SEARCH, "n_trials=1", f"out={tmp_path / 'run'}"]
+    first = search_mask(compose("search", [*words, "baselines=full", "baseline_rates=1e-7,1e-2"]))
+    shown = record_of(first)["tested"]["runs"]["full"]
+    assert sorted(rate for rate, _ in shown["rates"]) == [1e-7, 1e-2]
+    assert shown["rates"][0][1] == shown["val"]["worst_auc"] == max(value for _, value in shown["rates"])
+    assert shown["folder"] == f"runs/full-lr={shown['rates'][0][0]:g}"
+    assert f"full (at {shown['rates'][0][0]:.2g}, the best of 2 rates)" in (first.root / "report.html").read_text()
+    # one that cannot be trained at some rate is shown at another
+    again = search_mask(compose("search", [*words, "baselines=full", "baseline_rates=1e-2,1e30"]))
+    assert [rate for rate, _ in record_of(again)["tested"]["runs"]["full"]["rates"]] == [1e-2]
+    with pytest.raises(ConfigError, match=r"baseline_rates=0\.001,0 must be above 0"):
+        search_mask(compose("search", [*words, "baseline_rates=1e-3,0"]))
 
 
 def test_a_search_that_found_a_mask_has_something_to_lose(tmp_path: Path) -> None:

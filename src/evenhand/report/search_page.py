@@ -95,6 +95,11 @@ def _tested_parts(record: Json) -> list[Part]:
         f"Finalists are the best masks on validation rows, trained once more. The drop is the change of {first['name']} from validation "
         "rows (of finalists: as the search judged them) to test rows, below 0 where it is worse there."
     )
+    if any(one.get("rates") for one in tested["runs"].values()):
+        said += (
+            " Fixed masks were trained at several learning rates, and the best on validation rows is shown: a searched rate is "
+            "no merit of the mask."
+        )
     if tested.get("reference"):
         said += f" Differences are to {tested['reference']}, on the same patients."
     parts = [Part(text=said, table=finalist_table(record)), Part(figures=tuple(difference_picture(record)))]
@@ -114,6 +119,7 @@ def finalist_table(record: Json) -> Table:
     rows = []
     for name, one in runs.items():
         marks = ["chosen"] * (name == f"trial-{record['best']}") + ["collapsed"] * bool(one.get("collapsed"))
+        marks += [f"at {rate:.2g}, the best of {len(one['rates'])} rates" for rate, _ in one.get("rates", [])[:1]]
         title = f"{name} ({', '.join(marks)})" if marks else name
         if "failed" in one:
             rows.append(Row(title, (), merged=str(one["failed"])))

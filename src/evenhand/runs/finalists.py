@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from evenhand.runs.results import stored_thresholds
 from evenhand.runs.task import Rows, read_rows
 from evenhand.runs.train import train
 from evenhand.search import MAXIMISED, Scorer, TrialRecord, objectives_of
+from evenhand.training.settings import peak_lr
 
 log = logging.getLogger(__name__)
 
@@ -82,40 +84,80 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
 
     Returns:
         ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference,
-        whether it has collapsed on test rows; ``reference``; ``compare``: the page with all metrics. A baseline that failed
-        has ``failed`` instead.
+        whether it has collapsed on test rows, and of a fixed mask ``rates``: each learning rate that was tried with its
+        validation value, the best first, which is the run shown; ``reference``; ``compare``: the page with all metrics. A
+        baseline that failed at every rate has ``failed`` instead.
     """
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     trainings = _trainings(run, base, config, finalists, seeds)
-    kinds = {name: "baseline" if name in config.baselines else "finalist" for name in trainings}
     searched = {f"trial-{trial.number}": trial.values[0] for trial in finalists}
     found: dict[str, Any] = {}
-    done: dict[str, RunFolder] = {}
-    for name, options in trainings.items():
-        log.info("train and test: %s", name)
+    done: dict[str, _Candidate] = {}
+    for name, alternatives in trainings.items():
+        kind = "baseline" if name in config.baselines else "finalist"
+        found[name] = {"kind": kind}
         try:
-            done[name] = train(options)
+            done[name] = _best_of(name, alternatives, config)
         except EvenhandError as error:
-            if kinds[name] == "finalist":
+            if kind == "finalist":
                 raise
             log.warning("baseline %s: %s", name, error.summary)
-            found[name] = {"kind": kinds[name], "failed": error.summary}
-    judged = {name: _Judged(folder, config) for name, folder in done.items()}
+            found[name]["failed"] = error.summary
     names = tuple(dict.fromkeys([*objectives_of(config), *SHOWN]))
-    reference = next((name for name in config.baselines if name in judged), None)
-    for name, one in judged.items():
-        about = {"kind": kinds[name], "folder": done[name].root.relative_to(run.root).as_posix(), **collapse_of(done[name])}
-        found[name] = {**about, **one.values(names, searched.get(name))}
+    reference = next((name for name in config.baselines if name in done), None)
+    for name, one in done.items():
+        found[name] |= {"folder": one.run.root.relative_to(run.root).as_posix(), **collapse_of(one.run)}
+        found[name] |= {"rates": one.rates, **one.judged.values(names, searched.get(name))}
         if reference is not None and name != reference:
-            found[name]["difference"] = one.difference(judged[reference], config)
-    page = _compare(run, done, reference, base)
-    return {"runs": {name: found[name] for name in trainings}, "reference": reference, "compare": page}
+            found[name]["difference"] = one.judged.difference(done[reference].judged, config)
+    page = _compare(run, {name: one.run for name, one in done.items()}, reference, base)
+    return {"runs": found, "reference": reference, "compare": page}
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A trained finalist or baseline; ``rates``: learning rate -> validation value, the one of this run first."""
+
+    run: RunFolder
+    judged: _Judged
+    rates: list[tuple[float, float | None]]
+
+
+def _best_of(name: str, alternatives: Sequence[TrainConfig], config: SearchConfig) -> _Candidate:
+    """Train one network at every rate; the best of them by the first objective on validation rows.
+
+    Raises:
+        EvenhandError: none of them could be trained; the first one's.
+    """
+    first, found, failures = config.objective, [], []
+    for options in alternatives:
+        rate = _rate(options)
+        log.info("train and test: %s%s", name, f" at {rate:.3g}" if len(alternatives) > 1 and rate is not None else "")
+        try:
+            run = train(options)
+        except EvenhandError as error:
+            failures.append(error)
+            continue
+        judged = _Judged(run, config)
+        value = judged.values((first,))["val"][first]
+        found.append((-math.inf if value is None else value if first in MAXIMISED else -value, run, judged, (rate, value)))
+    if not found:
+        raise failures[0]
+    found.sort(key=lambda item: item[0], reverse=True)
+    rates = [(rate, value) for *_, (rate, value) in found if rate is not None]
+    return _Candidate(found[0][1], found[0][2], rates if len(alternatives) > 1 else [])
+
+
+def _rate(options: TrainConfig) -> float | None:
+    """The learning rate of a fixed mask; None of another method."""
+    fixed = isinstance(options.method, FinetuneConfig) and options.method.mask in FIXED_MASKS
+    return peak_lr(options.trainer, options.data.batch_size) if fixed else None
 
 
 def _trainings(
     run: RunFolder, base: TrainConfig, config: SearchConfig, finalists: Sequence[TrialRecord], seeds: list[int] | None
-) -> dict[str, TrainConfig]:
-    """Baselines, then finalists: name -> the options of its training, each with a folder of its own."""
+) -> dict[str, list[TrainConfig]]:
+    """Baselines, then finalists: name -> the options of its trainings, each with a folder of its own; of a fixed mask one a rate."""
     # a network without a checkpoint begins with other weights under every seed, in the search too
     other_weights = seeds is not None
     best = run.root / "masks" / f"trial-{finalists[0].number}.json"
@@ -123,20 +165,30 @@ def _trainings(
     for name in config.baselines:
         method = baseline_method(name, best, config.warm_head, other_weights)
         # a random mask is of the size of the one chosen, which may be another one after more trials
-        folder = f"{name}-as-{best.stem}" if name == "random" else name
-        found[name] = replace(base, method=method, seeds=seeds, out=str(run.root / "runs" / folder))
+        folder = run.root / "runs" / (f"{name}-as-{best.stem}" if name == "random" else name)
+        own = replace(base, method=method, seeds=seeds, out=str(folder))
+        found[name] = _at_rates(own, config, finalists[0]) if name in FIXED_MASKS else [own]
     for trial in finalists:
         name = f"trial-{trial.number}"
         path = str(run.root / "masks" / f"{name}.json")
-        own = FinetuneConfig(mask=path, warm_head=config.warm_head, mask_other_weights=other_weights)
-        options = replace(base, method=own, seeds=seeds, trainer=replace(base.trainer, lr=None), out=str(run.root / "runs" / name))
+        tuned = FinetuneConfig(mask=path, warm_head=config.warm_head, mask_other_weights=other_weights)
+        options = replace(base, method=tuned, seeds=seeds, trainer=replace(base.trainer, lr=None), out=str(run.root / "runs" / name))
         if trial.batch_size is not None:
             # memory ran out in the search: as many parts of a batch a step as there
             parts = -(-options.data.batch_size // trial.batch_size)
             trainer = replace(options.trainer, accumulate=options.trainer.accumulate * parts)
             options = replace(options, data=replace(options.data, batch_size=trial.batch_size), trainer=trainer)
-        found[name] = options
+        found[name] = [options]
     return found
+
+
+def _at_rates(options: TrainConfig, config: SearchConfig, chosen: TrialRecord) -> list[TrainConfig]:
+    """A fixed mask's training at every rate of ``baseline_rates``, else at its own and at that of the chosen mask."""
+    rates = config.baseline_rates or [rate for rate in (chosen.params.get("lr", config.lr_low),) if rate != _rate(options)]
+    others = [
+        replace(options, out=f"{options.out}-lr={rate:g}", trainer=replace(options.trainer, lr=rate)) for rate in dict.fromkeys(rates)
+    ]
+    return others if config.baseline_rates else [options, *others]
 
 
 def collapse_of(run: RunFolder) -> dict[str, Any]:

@@ -45,10 +45,10 @@ TEMPORARY = "temporary"
 FREE = (
     "n_trials", "sampler", "startup_trials", "pruner", "prune_after", "prune_startup", "reduction", "prefix", "reuse", "stop_collapsed",
     "workers", "threads", "storage", "heartbeat", "grace", "reruns", "storage_wait", "pick", "pick_within", "finalists", "baselines",
-    "audit", "deterministic",
+    "baseline_rates", "audit", "deterministic",
 )
 """Options under which a search goes on: how far it goes and how it gets there, not what its trials are."""
-ENDING = ("n_trials", "pick", "pick_within", "finalists", "baselines", "audit")
+ENDING = ("n_trials", "pick", "pick_within", "finalists", "baselines", "baseline_rates", "audit")
 """Those that decide what a finished search shows: with others it is finished anew, its trials as they are."""
 
 
@@ -143,6 +143,8 @@ def _check(config: SearchConfig) -> None:
         baseline_method(name, Path("mask.json"))
     if len(set(config.baselines)) != len(config.baselines):
         raise ConfigError(f"baselines={','.join(config.baselines)} names one twice; each may stand once")
+    if any(rate <= 0 for rate in config.baseline_rates):
+        raise ConfigError(f"baseline_rates={','.join(f'{rate:g}' for rate in config.baseline_rates)} must be above 0")
 
 
 def _identity(config: SearchConfig, rows: Rows) -> dict[str, Any]:
