@@ -211,7 +211,9 @@ def test_a_baseline_is_shown_at_its_best_rate_on_validation_rows(cohort: Path, t
     assert f"full (at {shown['rates'][0][0]:.2g}, the best of 2 rates)" in (first.root / "report.html").read_text()
     # one that cannot be trained at some rate is shown at another
     again = search_mask(compose("search", [*words, "baselines=full", "baseline_rates=1e-2,1e30"]))
-    assert [rate for rate, _ in record_of(again)["tested"]["runs"]["full"]["rates"]] == [1e-2]
+    rates = record_of(again)["tested"]["runs"]["full"]["rates"]
+    assert [rate for rate, _ in rates] == [1e-2, 1e30]
+    assert rates[1][1] is None
     with pytest.raises(ConfigError, match=r"baseline_rates=0\.001,0 must be above 0"):
         search_mask(compose("search", [*words, "baseline_rates=1e-3,0"]))
 

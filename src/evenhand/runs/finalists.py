@@ -85,8 +85,8 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     Returns:
         ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference,
         whether it has collapsed on test rows, and of a fixed mask ``rates``: each learning rate that was tried with its
-        validation value, the best first, which is the run shown; ``reference``; ``compare``: the page with all metrics. A
-        baseline that failed at every rate has ``failed`` instead.
+        validation value (None where it failed), the best first, which is the run shown; ``reference``; ``compare``: the page
+        with all metrics. A baseline that failed at every rate has ``failed`` instead.
     """
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     trainings = _trainings(run, base, config, finalists, seeds)
@@ -116,11 +116,21 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A trained finalist or baseline; ``rates``: learning rate -> validation value, the one of this run first."""
+    """A trained finalist or baseline.
+
+    Attributes:
+        run: its folder.
+        judged: its predictions.
+        value: of the first objective, on validation rows.
+        rate: learning rate of a fixed mask.
+        rates: (learning rate, value) of all that were tried, this one first; empty where there was no choice.
+    """
 
     run: RunFolder
     judged: _Judged
-    rates: list[tuple[float, float | None]]
+    value: float | None
+    rate: float | None
+    rates: tuple[tuple[float | None, float | None], ...] = ()
 
 
 def _best_of(name: str, alternatives: Sequence[TrainConfig], config: SearchConfig) -> _Candidate:
@@ -129,23 +139,26 @@ def _best_of(name: str, alternatives: Sequence[TrainConfig], config: SearchConfi
     Raises:
         EvenhandError: none of them could be trained; the first one's.
     """
-    first, found, failures = config.objective, [], []
+    tried: list[_Candidate] = []
+    failed: list[tuple[float | None, EvenhandError]] = []
     for options in alternatives:
         rate = _rate(options)
-        log.info("train and test: %s%s", name, f" at {rate:.3g}" if len(alternatives) > 1 and rate is not None else "")
+        log.info("train and test: %s", name if len(alternatives) < 2 else f"{name} at {rate:.3g}")
         try:
             run = train(options)
         except EvenhandError as error:
-            failures.append(error)
+            failed.append((rate, error))
             continue
         judged = _Judged(run, config)
-        value = judged.values((first,))["val"][first]
-        found.append((-math.inf if value is None else value if first in MAXIMISED else -value, run, judged, (rate, value)))
-    if not found:
-        raise failures[0]
-    found.sort(key=lambda item: item[0], reverse=True)
-    rates = [(rate, value) for *_, (rate, value) in found if rate is not None]
-    return _Candidate(found[0][1], found[0][2], rates if len(alternatives) > 1 else [])
+        tried.append(_Candidate(run, judged, judged.values((config.objective,))["val"][config.objective], rate))
+    if not tried:
+        raise failed[0][1]
+    for rate, why in failed:
+        log.warning("%s at %.3g: %s", name, rate, why.summary)
+    sign = 1 if config.objective in MAXIMISED else -1
+    tried.sort(key=lambda one: -math.inf if one.value is None else sign * one.value, reverse=True)
+    rates = (*((one.rate, one.value) for one in tried), *((rate, None) for rate, _ in failed))
+    return replace(tried[0], rates=rates if len(alternatives) > 1 else ())
 
 
 def _rate(options: TrainConfig) -> float | None:
@@ -184,11 +197,10 @@ def _trainings(
 
 def _at_rates(options: TrainConfig, config: SearchConfig, chosen: TrialRecord) -> list[TrainConfig]:
     """A fixed mask's training at every rate of ``baseline_rates``, else at its own and at that of the chosen mask."""
-    rates = config.baseline_rates or [rate for rate in (chosen.params.get("lr", config.lr_low),) if rate != _rate(options)]
-    others = [
-        replace(options, out=f"{options.out}-lr={rate:g}", trainer=replace(options.trainer, lr=rate)) for rate in dict.fromkeys(rates)
-    ]
-    return others if config.baseline_rates else [options, *others]
+    own = _rate(options)
+    rates = dict.fromkeys(config.baseline_rates or (own, chosen.params.get("lr", config.lr_low)))
+    at = {rate: replace(options, out=f"{options.out}-lr={rate:g}", trainer=replace(options.trainer, lr=rate)) for rate in rates}
+    return [options if rate == own else at[rate] for rate in rates]
 
 
 def collapse_of(run: RunFolder) -> dict[str, Any]:
