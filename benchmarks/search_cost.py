@@ -1,6 +1,6 @@
 """What a search costs beside a plain loop that does what the released code of FairTune does, and what each saving is worth.
 
-    python benchmarks/search_cost.py --shared DIR --out results/search_cost --setup synthetic|ham_mobilenet|ham_vit
+    python benchmarks/search_cost.py --shared DIR --out results/searched_masks --setup synthetic|ham_mobilenet|ham_vit
         [--seeds 0,1,2,3,4] [--trials 20 --epochs 5] [--savings 0] [--only ours,plain] [--table] [words of `evenhand search` …]
 
 The plain loop takes these steps of the released search (search_mask.py and utilities/training_utils.py of the repository
@@ -31,7 +31,7 @@ trials, one thread, one process. So without pruning both go through the same tri
 
 Ours includes the seconds of decoding once (`prepare`, one process). Bar: the plain loop's wall time is at least 5 times ours, at a
 best objective at most 0.005 below its, in 4 of 5 seeds. Processor seconds stand beside wall time, which a busy machine stretches. The
-variants without a saving are run for the seeds of --savings. Each (seed, variant) is a unit, one line in OUT/SETUP/figures.jsonl; a
+variants without a saving are run for the seeds of --savings. Each (seed, variant) is a unit, one line in OUT/SETUP/cost.jsonl; a
 killed one begins again. About, at 20 trials of 5 epochs on a quiet core: synthetic 20 min a seed, 60 with all variants;
 ham_mobilenet 75 min and 4 h; ham_vit 35 min and 100 min.
 """
@@ -259,7 +259,7 @@ def table(units: Sequence[Mapping[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("EVENHAND_SHARED", Path(__file__).parents[2] / "shared")))
-    parser.add_argument("--out", type=Path, default=Path("runs/search_cost"))
+    parser.add_argument("--out", type=Path, default=Path("runs/searched_masks"))
     parser.add_argument("--setup", default="synthetic", choices=SETUPS)
     parser.add_argument("--attribute", default="sex,age", help="ham: sex, age, or both")
     parser.add_argument("--seeds", default="0,1,2,3,4")
@@ -273,7 +273,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     show_progress()
-    units = Units(options.out / options.setup / "figures.jsonl")
+    units = Units(options.out / options.setup / "cost.jsonl")
     only = options.only.split(",") if options.only else [name for name in EVERY if name != LAYOUT or options.setup == "ham_mobilenet"]
     words = [f"n_trials={options.trials}", f"trainer.max_epochs={options.epochs}", *options.words]
     for seed in numbers(options.seeds) if not options.table else ():
