@@ -11,7 +11,7 @@ Setups are in `search_setups.py`; ham_vit needs `pretrain_vit.py` with the same 
     random mask     one random mask of the searched one's size, at its learning rate
     full, head,     fixed masks, each at every rate of --rates, the best by validation rows: a searched learning rate is no merit
     bitfit, lora    of the mask
-    full, trainer.lr  full fine-tuning at the middle rate (3e-4), untuned, as `baselines=full` has it
+    full, trainer.lr  full fine-tuning at the middle rate (3e-4), untuned, as `evenhand train` has it
 
 Of several attributes the worst group of all counts; `--attribute sex` and `--attribute age` are studies of their own. A seed decides
 sampler, heads, order of images and random masks; synthetic: the cohort too. The split of ham10000-mini is the data's own in every
