@@ -64,6 +64,8 @@ class DNEConfig(EditMethodConfig):
     schedule: str = opt("cosine", "learning-rate schedule", choices=("constant", "cosine"))
     reset_optimizer: bool = opt(False, "new Adam moments every epoch (as published)")
     patience: int = opt(0, "epochs without a better validation objective before stopping; 0 = off", "epochs")
+    cross_fit: bool = opt(False, "fit heads on one half of the patients and take steps on the other, by turns, so that the loss is "
+                          "one of images that heads have not seen")
 
 
 @dataclass

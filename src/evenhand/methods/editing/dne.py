@@ -7,7 +7,8 @@ that one learning rate serves a gain of 16 numbers and a filter of 5,000 (``natu
 encoder is frozen: only the gradient of its input is computed, no weight's. Heads that follow the edit are re-fitted every
 ``refit_every`` steps on other training images each time, embedded under the present edit. With ``data.augment`` every image
 is augmented anew before the edit is put on it, so that a filter of many parameters does not learn the training images by heart;
-heads are fitted on images as they are.
+heads are fitted on images as they are. With ``cross_fit`` no row of a step is among those that its heads were fitted on
+(`evenhand.methods.editing.steps`).
 
 References:
     "Debiased Noise Editing on Foundation Models for Fair Medical Image Classification", MICCAI 2024, arXiv 2403.06104.
@@ -40,11 +41,10 @@ from evenhand.methods.editing.objectives import edit_norm
 from evenhand.methods.editing.outcome import EditOutcome, edit_report, finish
 from evenhand.methods.editing.processes import Processes
 from evenhand.methods.editing.setup import EditSetup, draw_reference, needs_embedder, prepare
+from evenhand.methods.editing.steps import Steps
 from evenhand.methods.registry import register
-from evenhand.random import derive_seed
 from evenhand.training.checkpointing import to_cpu
 from evenhand.training.predicting import read_ahead
-from evenhand.training.sampling import epoch_order, even_batches
 
 SCHEMA = "evenhand.edit-training/1"
 KEY = "edit"
@@ -108,7 +108,7 @@ class _Training:
         self.peak = config.lr / math.sqrt(self.edit.n_parameters) if config.natural_steps else config.lr
         self.u = torch.nn.Parameter(self.edit.vector() / self.scale)
         self.optimizer = self._new_optimizer()
-        self.batches = even_batches(len(task.train), config.batch_size)
+        self.steps = Steps(task.seed, task.train.patient, config.epochs, config.batch_size, config.refit_every, config.cross_fit)
         trainer = task.trainer
         self.augmenter = Augmenter(
             task.augment, task.train.x.shape, task.seed, rand_augment=trainer.rand_augment, random_erasing=trainer.random_erasing
@@ -163,23 +163,23 @@ class _Training:
         """Mean of every part over the epoch's steps."""
         if self.config.reset_optimizer:
             self.optimizer = self._new_optimizer()
-        rows = epoch_order(np.arange(len(self.task.train)), derive_seed(self.task.seed, "edit"), self.epoch)
-        batches = [rows[cut] for cut in self.batches]
-        slots = [self.peers.share(np.arange(cut.start, cut.stop)).tolist() for cut in self.batches]
-        feed = read_ahead(self.task.train.x, [self.peers.share(batch) for batch in batches], pin=self.task.device.type == "cuda")
+        steps = self.steps.epoch(self.epoch)
+        slots = np.split(np.arange(len(self.task.train)), np.cumsum([len(step.rows) for step in steps])[:-1])
+        feed = read_ahead(self.task.train.x, [self.peers.share(step.rows) for step in steps], pin=self.task.device.type == "cuda")
         sums: dict[str, float] = {}
-        for batch, images, slot in zip(batches, feed, slots, strict=True):
-            images = self.augmenter.images(images, self.epoch, slot) if slot else images
-            if self.objective.needs_refit and self.step % self.config.refit_every == 0:
-                self._refit()
-            parts = self._step(images, self.setup.train.take(torch.from_numpy(batch).to(self.task.device)))
+        for step, images, slot in zip(steps, feed, slots, strict=True):
+            own = self.peers.share(slot).tolist()
+            images = self.augmenter.images(images, self.epoch, own) if own else images
+            if self.objective.needs_refit and step.heads is not None:
+                self._refit(step.heads)
+            parts = self._step(images, self.setup.train.take(torch.from_numpy(step.rows).to(self.task.device)), step.progress)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return {name: value / len(batches) for name, value in sums.items()}
+        return {name: value / len(steps) for name, value in sums.items()}
 
-    def _step(self, images: Tensor, rows: RowFacts) -> dict[str, float]:
+    def _step(self, images: Tensor, rows: RowFacts, progress: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate(progress)
         for parameter in self.edit.parameters():
             parameter.grad = None
         z, norm = self._embed(images.to(self.task.device, non_blocking=True), len(rows))
@@ -214,17 +214,17 @@ class _Training:
             norm = self.peers.own_part(norm) if self.edit.kind == "pixel" else norm
         return z, norm
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, progress: float) -> float:
         if self.config.schedule == "constant":
             return self.peak
-        total = max(self.config.epochs * len(self.batches), 1)
-        return self.peak * 0.5 * (1 + math.cos(math.pi * self.step / total))
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _refit(self) -> None:
-        chosen = draw_reference(self.task.seed, self.refits, len(self.task.train), self.config.reference_images)
+    def _refit(self, among: npt.NDArray[np.int64]) -> None:
+        chosen = draw_reference(self.task.seed, self.refits, len(among), self.config.reference_images).numpy()
         self.refits += 1
-        z = self._embed_all(self.task.train.x, chosen.numpy())
-        self.objective.refit(z, self.setup.train.take(chosen.to(self.task.device)))
+        rows = among[chosen]
+        z = self._embed_all(self.task.train.x, rows)
+        self.objective.refit(z, self.setup.train.take(torch.from_numpy(rows).to(self.task.device)))
 
     @torch.no_grad()
     def _embed_all(self, images: Images, rows: npt.NDArray[np.int64]) -> Tensor:
@@ -241,7 +241,7 @@ class _Training:
         """The objective of all validation images, with heads fitted for this edit; of training images where there are none."""
         images, facts = (self.task.val.x, self.setup.val) if len(self.task.val) else (self.task.train.x, self.setup.train)
         if self.objective.needs_refit:
-            self._refit()
+            self._refit(np.arange(len(self.task.train)))
         z = self._embed_all(images, np.arange(len(facts)))
         norm = None
         if self.config.norm_weight > 0:
