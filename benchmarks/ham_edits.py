@@ -253,7 +253,8 @@ def verdict(table: dict[str, np.ndarray], name: str, folds: int) -> str:
     return (
         f"picked on validation rows: {name}, AUC {auc:.3f}, equalized odds {gap:.3f}; dominated by {', '.join(better) or 'no baseline'}; "
         f"penalised heads at their nearest AUC ({heads[k - 1]} and {heads[k]}, {equal[:, 0].mean():.3f}): equalized odds "
-        f"{equal[:, 1].mean():.3f}, difference {interval(table[name][:, 1] - equal[:, 1], folds)}, of AUC {interval(table[name][:, 0] - equal[:, 0], folds)}"
+        f"{equal[:, 1].mean():.3f}, difference {interval(table[name][:, 1] - equal[:, 1], folds)}, "
+        f"of AUC {interval(table[name][:, 0] - equal[:, 0], folds)}"
     )
 
 
