@@ -37,6 +37,8 @@ TRAINED = {
     "paper black": ["method=gezo_paper"],
     "white": ["method=dne"],
     "black": ["method=gezo"],
+    "utility alone": ["method=dne", "method.attribute_weight=0"],
+    "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
 }
 """Condition -> options of `evenhand edit train`."""
 HEADS = {

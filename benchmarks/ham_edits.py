@@ -12,7 +12,8 @@ at the threshold that maximises Youden's J on validation rows. A fold's gap of t
 that holds for all conditions alike. Intervals over folds use the corrected variance of Nadeau and Bengio, since training sets overlap.
 
 The picked point is the condition with an edit that has the least equalized odds on validation rows (mean of folds) among those that
-lose at most 0.005 of the plain probe's AUC there; it is compared, fold by fold, with the penalised heads on both sides of its AUC.
+lose at most 0.005 of the plain probe's AUC there; it is compared, fold by fold, with the penalised heads on both sides of its AUC
+and with the same head without the edit.
 """
 
 from __future__ import annotations
@@ -250,11 +251,14 @@ def verdict(table: dict[str, np.ndarray], name: str, folds: int) -> str:
     k = int(np.clip(np.searchsorted(means, auc), 1, len(heads) - 1))
     share = float(np.clip((auc - means[k - 1]) / max(means[k] - means[k - 1], 1e-9), 0, 1))
     equal = (1 - share) * table[heads[k - 1]] + share * table[heads[k]]
+    bare = name.removeprefix(WITH_EDIT)
     return (
         f"picked on validation rows: {name}, AUC {auc:.3f}, equalized odds {gap:.3f}; dominated by {', '.join(better) or 'no baseline'}; "
         f"penalised heads at their nearest AUC ({heads[k - 1]} and {heads[k]}, {equal[:, 0].mean():.3f}): equalized odds "
         f"{equal[:, 1].mean():.3f}, difference {interval(table[name][:, 1] - equal[:, 1], folds)}, "
-        f"of AUC {interval(table[name][:, 0] - equal[:, 0], folds)}"
+        f"of AUC {interval(table[name][:, 0] - equal[:, 0], folds)}; {bare} without the edit: equalized odds "
+        f"{table[bare][:, 1].mean():.3f}, difference {interval(table[name][:, 1] - table[bare][:, 1], folds)}, "
+        f"of AUC {interval(table[name][:, 0] - table[bare][:, 0], folds)}"
     )
 
 
