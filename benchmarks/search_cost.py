@@ -21,6 +21,7 @@ steps come after 30 epochs), the last epoch, the objective on all validation row
 trials, one thread, one process. So without pruning both go through the same trials; "agree" counts those whose objectives are equal.
 
     ours                  decoded once, activations before the first trained part kept, pruned by successive halving, twins looked up
+    one in four           reduction=4: one in four trials goes on at each rung, not one in three
     without pruning       pruner=none: the figure beside
     without prefix        prefix=false
     without reuse         reuse=false; a learning rate that is searched never comes twice, so it saves nothing here
@@ -54,7 +55,6 @@ import numpy as np
 import optuna
 import torch
 from search_setups import SETUPS, Setup, Units, interval, make_setup, numbers, say, show_progress, training_seconds
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
 from evenhand.config.search import SearchConfig
@@ -69,6 +69,7 @@ from evenhand.search import run_search
 from evenhand.search.samplers import SeededSampler
 from evenhand.search.space import SearchSpace
 from evenhand.search.trial import make_scorer
+from evenhand.training.losses import MaskedLoss
 from evenhand.training.optim import make_optimizer
 from evenhand.training.sampling import epoch_order, even_batches
 
@@ -81,6 +82,7 @@ LAYOUT = "without channels last"
 """Of convolutional networks only: the others have none to switch off."""
 VARIANTS: dict[str, list[str]] = {
     "ours": [],
+    "one in four": ["reduction=4"],
     "without pruning": ["pruner=none"],
     "without prefix": ["prefix=false"],
     "without reuse": ["reuse=false"],
@@ -157,11 +159,11 @@ def plain_search(config: SearchConfig, files: Sequence[Path]) -> list[float]:
         for name, parameter in model.named_parameters():
             own = name.removeprefix("network.")
             parameter.requires_grad_(own in wanted or own.startswith(head_prefixes(model)))
-        optimizer = make_optimizer(model, config.trainer, mask.lr)
+        optimizer, mean_loss = make_optimizer(model, config.trainer, mask.lr), MaskedLoss("binary")
         for _ in range(config.trainer.max_epochs):
             model.train()
             for images, y in loader:
-                loss = binary_cross_entropy_with_logits(model(images), y)
+                loss = mean_loss(model(images), y, None, None)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -201,3 +201,31 @@ def test_names_of_processes():
     assert not is_gone(f"{_place()}:{os.getpid()}:{_start_time(os.getpid())}:x")
     assert not is_gone("another-machine/1-2:1:1:x")
     assert not is_gone("")
+
+
+class Always(optuna.pruners.BasePruner):
+    """Stops whatever it is asked about."""
+
+    def prune(self, study, trial):
+        return True
+
+
+@pytest.mark.parametrize(("direction", "better", "worse"), [("maximize", 0.9, 0.7), ("minimize", 0.1, 0.3)])
+def test_a_trial_that_is_better_than_every_complete_one_is_not_stopped(make, direction, better, worse):
+    ledger = make(n_trials=9)
+    ledger.study.pruner = Always()
+    if direction == "minimize":
+        name = {"study_name": "m", "storage": ledger.storage, "direction": direction}
+        ledger.study = optuna.create_study(**name, sampler=SeededSampler("random", 0), pruner=Always())
+    between = (better + worse) / 2
+    first = ledger.take(suggest, key)
+    assert ledger.report(first, 1, better), "nothing is complete, so the pruner's word holds"
+    finish(ledger, first, between)
+    collapsed = ledger.take(suggest, key)
+    assert ledger.finish(collapsed, TrialState.COMPLETE, [better], {"epochs": 1}, 0.1)
+    ahead = ledger.take(suggest, key)
+    assert not ledger.report(ahead, 1, better), "a collapsed trial is nothing to fall behind"
+    assert ledger.report(ahead, 2, between)
+    assert ledger.report(ahead, 3, worse)
+    ledger.study.pruner = optuna.pruners.NopPruner()
+    assert not ledger.report(ahead, 4, worse)

@@ -27,7 +27,7 @@ from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from evenhand.errors import EvenhandError
@@ -147,6 +147,14 @@ class Ledger:
     def report(self, trial: Trial, step: int, value: float) -> bool:
         """Tell the study of an epoch; whether the trial should be stopped.
 
+        A pruner compares trials at the same epoch, and one that was ahead there may have ended lower. So a trial that is better
+        than every complete one, collapsed ones left out, is never stopped, whatever the pruner says.
+
+        Args:
+            trial: one that was taken.
+            step: epochs so far.
+            value: the objective.
+
         Raises:
             TrialTakenAway: another worker runs it by now.
         """
@@ -155,9 +163,17 @@ class Ledger:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 trial.report(value, step)
-                return bool(trial.should_prune())
+                return bool(trial.should_prune()) and not self._leads(value)
 
         return bool(self._own(trial, attempt))
+
+    def _leads(self, value: float) -> bool:
+        """Whether a value is better than that of every complete trial; false while there is none."""
+        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        values = [trial.value for trial in done if trial.value is not None and not trial.constraints.get(COLLAPSED, 0.0) > 0]
+        if not values:
+            return False
+        return value > max(values) if self.study.direction == StudyDirection.MAXIMIZE else value < min(values)
 
     def check(self, trial: Trial) -> None:
         """Make sure that the trial is still this worker's.
