@@ -20,7 +20,7 @@ from evenhand.edits.spectral import SpectralEdit
 from evenhand.errors import MethodError
 from evenhand.methods.base import Split
 from evenhand.methods.editing.group_auc import GroupAUC
-from evenhand.methods.editing.leakage import FOLDS, LeakageRows, deal_patients, measure_leakage, summary, with_labels
+from evenhand.methods.editing.leakage import FOLDS, LeakageRows, _Condition, deal_patients, measure_leakage, summary, with_labels
 from evenhand.methods.editing.noise import NoiseControl, is_constant
 from evenhand.methods.editing.pixel_reader import PixelReader, read_pixels
 
@@ -90,6 +90,43 @@ def test_heads_on_unseen_rows_read_nothing_where_nothing_is(measured):
     assert abs(found["unseen"]["overall"]["value"] - 0.5) < 0.15
     change = measured["attributes"]["site"]["change_unseen"]["given_label"]
     assert change["upper"] < -0.2
+
+
+def test_heads_on_unseen_rows_do_not_read_less_than_nothing():
+    values = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        splits = [scene_split(n, 3 * seed + k, together=0.2) for k, n in enumerate((40, 20, 90))]
+        noise = {split.x.fingerprint: rng.standard_normal((len(split), 2)).astype(np.float32) for split in splits}
+        rows = LeakageRows(lambda images, noise=noise: noise[images.fingerprint], *splits, "binary", ("ill",))
+        found = _Condition(rows, rows.embeddings(None), "site", seed, 0).unseen()[0]
+        values.append([found["overall"]["value"], found["given_label"]["value"]])
+    mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+    assert (error < 0.03).all()
+    assert (np.abs(mean - 0.5) < 3 * error).all(), mean
+
+
+def test_only_pairs_that_one_head_read_are_compared():
+    split = scene_split(90, 0)
+    codes, rng = split.groups["site"].codes, np.random.default_rng(0)
+    part = rng.integers(0, 3, len(split))
+    score = rng.random(len(split)) + 0.4 * codes
+    shifted = score + 100 * part
+    found = GroupAUC(split, "site", 0, 50, part).overall(np.stack([-shifted, shifted], axis=1))
+    each = [(roc_auc_score(codes[part == k], score[part == k]), np.prod(np.bincount(codes[part == k]))) for k in range(3)]
+    assert found["value"] == pytest.approx(np.average([auc for auc, _ in each], weights=[pairs for _, pairs in each]))
+    assert found["lower"] < found["value"] < found["upper"]
+    whole = GroupAUC(split, "site", 0, 50).overall(np.stack([-shifted, shifted], axis=1))
+    assert whole["value"] == pytest.approx(roc_auc_score(codes, shifted))
+
+
+def test_parts_have_every_cell_alike():
+    rng = np.random.default_rng(0)
+    cells = np.repeat(rng.integers(0, 4, 60), 2)
+    part = deal_patients(np.repeat(np.arange(60), 2), 0, cells)
+    table = np.array([[(cells[part == fold] == cell).sum() for fold in range(FOLDS)] for cell in range(4)])
+    assert (table.max(axis=1) - table.min(axis=1) <= 2).all()
+    assert (part[::2] == part[1::2]).all()
 
 
 def test_patients_are_dealt_whole_and_evenly():

@@ -28,6 +28,42 @@ class Draws:
     replicates: Array
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Rows of a group and others that one head read.
+
+    Attributes:
+        ranked: by score.
+        unit: (u,) the patients that `ranked` has weights of.
+        own, rest: (u,) their rows of the group, and the others.
+    """
+
+    ranked: RankedRows
+    unit: npt.NDArray[np.int64]
+    own: Array
+    rest: Array
+
+    @classmethod
+    def of(cls, truth: Rows, scores: Array, unit: npt.NDArray[np.int64]) -> _Pairs:
+        """From rows with their patients."""
+        patients, place = np.unique(unit, return_inverse=True)
+        own, rest = (np.bincount(place[side], minlength=len(patients)).astype(float) for side in (truth, ~truth))
+        return cls(rank_rows(truth.astype(np.int64), scores, place), patients, own, rest)
+
+
+def _auc(several: Sequence[_Pairs], weights: Array) -> Array:
+    """(b,) the AUC over all pairs of rows that one head read; NaN where there is none."""
+    if len(several) == 1:
+        return np.asarray(weighted_auc(several[0].ranked, weights[several[0].unit]))
+    top, bottom = np.zeros((2, weights.shape[1]))
+    for pairs in several:
+        here = weights[pairs.unit]
+        number = (pairs.own @ here) * (pairs.rest @ here)
+        top += np.where(number > 0, number * np.nan_to_num(weighted_auc(pairs.ranked, here)), 0.0)
+        bottom += number
+    return np.asarray(np.divide(top, bottom, out=np.full(len(bottom), np.nan), where=bottom > 0))
+
+
 class GroupAUC:
     """AUCs of one attribute on the rows of one split.
 
@@ -40,13 +76,18 @@ class GroupAUC:
         attribute: whose groups are told apart.
         seed: of the bootstrap.
         n_bootstrap: replicates; with 0 there are values and no intervals.
+        part: (n,) which heads read a row; scores of one head are not on the scale of another's, so only pairs of rows in one
+            part are compared. Default: one head read all rows.
 
     Attributes:
         draws: name -> value and replicates, of every estimate that could be made.
     """
 
-    def __init__(self, split: Split, attribute: str, seed: int, n_bootstrap: int) -> None:
+    def __init__(
+        self, split: Split, attribute: str, seed: int, n_bootstrap: int, part: npt.NDArray[np.int64] | None = None
+    ) -> None:
         self.split = split
+        self.part = np.zeros(len(split), dtype=np.int64) if part is None else part
         self.codes = split.groups[attribute].codes
         self.known: Rows = self.codes >= 0
         _, self.unit = np.unique(split.patient, return_inverse=True)
@@ -78,32 +119,34 @@ class GroupAUC:
 
     def estimate(self, name: str, parts: Sequence[tuple[Rows, Array]]) -> dict[str, Any]:
         """The mean of the parts' AUCs weighted by their rows, each from scores (n, K) of all rows; kept under a name."""
-        ranked: list[tuple[RankedRows, npt.NDArray[np.int64], float]] = []
+        ranked: list[tuple[list[_Pairs], float]] = []
         n = int(sum(rows.sum() for rows, _ in parts))
         for rows, scores in parts:
             several = self._ranked(rows, scores)
-            ranked += [(item, unit, float(rows.sum()) / len(several)) for item, unit in several]
+            ranked += [(pairs, float(rows.sum()) / len(several)) for pairs in several]
         if not ranked:
             return null(n, f"fewer than {LEAST} patients in a group or beside it")
         weight = np.array([w for *_, w in ranked])
 
         def value(weights: Array) -> Array:
-            each = np.stack([weighted_auc(item, weights[unit]) for item, unit, _ in ranked])
+            each = np.stack([_auc(pairs, weights) for pairs, _ in ranked])
             return np.asarray(weight @ each / weight.sum())
 
         strata = self._strata()
         blocks = bootstrap_blocks(value, strata, self.n_bootstrap, self.seed, "leakage")
         return self._record(name, Draws(float(value(np.ones((len(strata), 1)))[0]), np.concatenate([np.empty(0), *blocks])), n)
 
-    def _ranked(self, rows: Rows, scores: Array) -> list[tuple[RankedRows, npt.NDArray[np.int64]]]:
-        """Ranked rows and the patients they belong to, for every group that can be told from the rest."""
-        codes, unit, p = self.codes[rows], self.unit[rows], scores[rows]
-        patients, own = np.unique(unit, return_inverse=True)
+    def _ranked(self, rows: Rows, scores: Array) -> list[list[_Pairs]]:
+        """Of every group that can be told from the rest: its rows and the others, part by part."""
+        codes, unit, p, part = self.codes[rows], self.unit[rows], scores[rows], self.part[rows]
         out = []
         for group in range(1, 2) if p.shape[1] == 2 else range(p.shape[1]):
             truth = codes == group
-            if min(len(np.unique(unit[truth])), len(np.unique(unit[~truth]))) >= LEAST:
-                out.append((rank_rows(truth.astype(np.int64), p[:, group], own), patients))
+            if min(len(np.unique(unit[truth])), len(np.unique(unit[~truth]))) < LEAST:
+                continue
+            both = [k for k in np.unique(part) if 0 < truth[part == k].sum() < (part == k).sum()]
+            if both:
+                out.append([_Pairs.of(truth[part == k], p[part == k, group], unit[part == k]) for k in both])
         return out
 
     def _strata(self) -> npt.NDArray[np.int64]:

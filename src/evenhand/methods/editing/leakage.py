@@ -8,9 +8,11 @@
 - controls: no edit at all, and Gaussian noise of the edit's size (`evenhand.methods.editing.noise`).
 
 - unseen: the same as hidden, by heads fitted on the measured rows themselves, crosswise: patients are dealt into `FOLDS` parts,
-  and every part is read by heads fitted on the others. The fresh head of *hidden* learns from the training rows, as a disease
-  head does; an edit that was trained on these very rows may hide the attribute better in them than in others, and somebody who
-  fits a head on images that the edit has never seen can then read more. Claims should stand on both.
+  and every part is read by heads fitted on the others; an AUC is over the pairs of rows in one part, since heads of different
+  parts have different scales, and pairs across them come out below 0.5 where nothing can be read. The fresh head of *hidden*
+  learns from the training rows, as a disease head does; an edit that was trained on these very rows may hide the attribute
+  better in them than in others, and somebody who fits a head on images that the edit has never seen can then read more. Claims
+  should stand on both.
 
 L2 strengths are chosen on validation rows. Intervals are percentiles of a patient-clustered bootstrap of the measured rows
 with the heads as they are; all conditions share the draws, so ``change`` (edit minus no edit) is a paired difference.
@@ -185,8 +187,9 @@ class _Condition:
 
     def unseen(self) -> tuple[dict[str, Any], GroupAUC]:
         """JSON as `record`, by heads fitted crosswise on the measured rows, and what it was measured with."""
-        test, auc = self.rows.test, GroupAUC(self.rows.test, self.attribute, self.seed, self.n_bootstrap)
-        part, codes = deal_patients(test.patient, self.seed), test.groups[self.attribute].codes
+        test, codes = self.rows.test, self.rows.test.groups[self.attribute].codes
+        part = deal_patients(test.patient, self.seed, _cells(codes, test.y))
+        auc = GroupAUC(test, self.attribute, self.seed, self.n_bootstrap, part)
         columns = [self._labelled(test, self.z[2], column) for column in range(len(self.rows.labels))]
         needed = [codes[(part != fold) & (codes >= 0)] for fold in range(FOLDS)]
         needed += [rows.codes[(part != fold) & rows.usable()] for fold in range(FOLDS) for rows in columns]
@@ -218,15 +221,31 @@ class _Condition:
         return LabelledRows(z, split.groups[self.attribute].codes, *label_columns(split.y, self.rows.kind)[column])
 
 
-def deal_patients(patient: npt.NDArray[np.integer[Any]], seed: int) -> npt.NDArray[np.int64]:
+def deal_patients(patient: npt.NDArray[np.integer[Any]], seed: int, cells: Codes | None = None) -> npt.NDArray[np.int64]:
     """(n,) the part, 0 to `FOLDS` - 1, of every row; a patient's rows are in one part, and parts differ by at most one patient.
+
+    Args:
+        patient: (n,) whose row it is.
+        seed: of the deal.
+        cells: (n,) what the parts should have alike; a patient counts in the cell of their first row.
 
     Example:
         >>> len(set(deal_patients(np.array([7, 7, 7]), 0)))
         1
     """
-    unique, own = np.unique(patient, return_inverse=True)
-    return np.asarray(generator(seed, "unseen").permutation(len(unique))[own] % FOLDS, dtype=np.int64)
+    unique, first, own = np.unique(patient, return_index=True, return_inverse=True)
+    order = generator(seed, "unseen").permutation(len(unique))
+    if cells is not None:
+        order = order[np.argsort(cells[first][order], kind="stable")]
+    part = np.empty(len(unique), dtype=np.int64)
+    part[order] = np.arange(len(unique)) % FOLDS
+    return np.asarray(part[own], dtype=np.int64)
+
+
+def _cells(codes: Codes, y: npt.NDArray[Any]) -> Codes:
+    """(n,) one number for every combination of group and labels; a missing label is a value of its own."""
+    columns = np.column_stack([codes, np.nan_to_num(np.asarray(y, dtype=np.float64), nan=-1.0)])
+    return np.asarray(np.unique(columns, axis=0, return_inverse=True)[1].ravel(), dtype=np.int64)
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
