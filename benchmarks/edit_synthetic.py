@@ -130,7 +130,8 @@ def run_condition(name: str, data: PreparedData, twins: Any, root: Path, seed: i
         own = [word for word in shared if not word.startswith("audit.")]
         eh.edit_train(eh.compose("edit train", [*own, *TRAINED[name], f"out={edit}"]))
         numbers |= leakage(edit, data, root / "measured" / folder.name)
-        numbers["images sent"] = json.loads((edit / "edit.json").read_text()).get("training", {}).get("images_sent", math.nan)
+        told = json.loads((edit / "edit.json").read_text())
+        numbers["images sent"] = told["search"]["images"] if "search" in told else told.get("training", {}).get("images_sent", math.nan)
     elif name in NOISE:
         source = root / "edits" / NOISE[name].replace(" ", "_")
         edit = gaussian(source, seed, root / "edits" / f"{folder.name}.safetensors")

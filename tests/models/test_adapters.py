@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evenhand.config.schema import ModelConfig
 from evenhand.errors import InputError, ServerError
 from evenhand.models import PaidEmbedder
 from evenhand.models.remote import RemoteEmbedder
@@ -127,9 +128,20 @@ def test_the_width_is_asked_for_once_and_counted(server, tmp_path):
 
 @pytest.mark.parametrize("api", ["cxr_foundation", "medimageinsight"])
 def test_images_off_the_8_bit_grid_are_refused(server, api):
-    with pytest.raises(InputError, match="8-bit"):
+    with pytest.raises(InputError, match=r"8-bit levels.*model\.api_lossy=true"):
         RemoteEmbedder(server.url, api=api)(draw(2, 1) * 0.999)
     assert server.seen == []
+
+
+@pytest.mark.parametrize("api", ["cxr_foundation", "medimageinsight"])
+def test_16_bit_images_are_rounded_where_that_was_asked_for(server, api):
+    cxr_service(server) if api == "cxr_foundation" else azure_service(server, True)
+    embedder = RemoteEmbedder.from_config(ModelConfig(url=server.url, api=api, api_lossy=True))
+    images = torch.randint(0, 65536, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float() / 65535
+    rounded = np.rint(images.numpy() * 255) / 255
+    assert np.allclose(embedder(images)[:, :3], faulty.embed(rounded), atol=1e-6)
+    assert not np.allclose(faulty.embed(images.numpy()), faulty.embed(rounded), atol=1e-6)
+    assert embedder.notes
 
 
 BAD = {

@@ -17,6 +17,7 @@ import pytest
 import torch
 import trustme
 
+from evenhand.config import compose
 from evenhand.config.schema import ModelConfig
 from evenhand.errors import BudgetError, InputError, RunError, ServerError
 from evenhand.models import EmbeddingCache, PaidEmbedder, embedding_cache
@@ -107,6 +108,32 @@ def test_images_off_the_8_bit_grid_are_never_rounded_silently(connect, server, a
     lossy(images)
     assert server.images[-1][0, 0, 0, 0] == pytest.approx({"between": 100 / 255, "above": 1, "below": 0}[bad])
     assert lossy.notes
+
+
+@pytest.mark.parametrize("api_format", ["binary_uint8", "json_uint8", "png"])
+def test_16_bit_values_need_the_option_that_the_refusal_names(server, api_format):
+    levels = torch.randint(0, 65536, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = levels.float() / 65535
+    rounded = (images * 255).round() / 255
+    words = ["data.path=d", f"model={server.url}", f"model.api_format={api_format}"]
+    strict = RemoteEmbedder.from_config(compose("train", words).model)
+    with pytest.raises(InputError, match=r"model\.api_lossy=true"):
+        strict(images)
+    assert (server.n_images, strict.notes) == (0, [])
+    lossy = RemoteEmbedder.from_config(compose("train", [*words, "model.api_lossy=true"]).model)
+    out = lossy(images)
+    assert close(out, rounded)
+    assert torch.equal(out, strict(rounded))
+    assert not close(out, images)
+    assert "loss" in lossy.notes[0]
+    assert lossy.describe() != strict.describe(), "no cache gives the answers of rounded images to who did not ask for rounding"
+    for embedder in (strict, lossy):
+        embedder.close()
+
+
+def test_rounding_is_part_of_what_an_encoder_is_only_where_it_happens(connect):
+    assert connect(lossy=True).describe() == connect().describe()
+    assert connect(lossy=True).notes == []
 
 
 def test_metadata_say_size_channels_width_and_limits(connect, server):
@@ -368,9 +395,13 @@ def test_embeddings_that_change_between_calls(connect, server, make_images):
     noisy.settle(images)
     assert "other embeddings for the same images" in noisy.notes[0]
     server.embed = lambda images: faulty.embed(images) * (1 + rng.random((len(images), 1)).astype(np.float32))
-    with pytest.raises(RunError, match="deterministic service"):
+    with pytest.raises(RunError, match=r"deterministic service, .* model\.api_allow_changes=true"):
         connect().settle(images)
-    connect(allow_changes=True).settle(images)
+    config = compose("train", ["data.path=d", f"model={server.url}", "model.api_allow_changes=true"]).model
+    willing = RemoteEmbedder.from_config(config)
+    assert willing.settle(images) == "fp32"
+    assert "other embeddings for the same images" in willing.notes[0]
+    willing.close()
 
     server.embed = lambda images: faulty.embed(images) - 1e-3 * faulty.embed(images).mean(axis=0)
     found = connect().probe_determinism(draw(4))
@@ -588,6 +619,31 @@ def test_answers_before_a_fault_are_kept(connect, server, tmp_path):
         assert (server.n_images, paid.n_sent) == (16, 16)
         assert close(paid(images), images)
         assert (server.n_images, paid.n_sent, paid.left) == (20, 20, 0)
+
+
+def test_a_search_pays_once_for_an_answer_that_is_not_finite(connect, server, tmp_path):
+    """Twenty images are three requests of at most 8: the second answer has a NaN, so it and what follows have no answer."""
+    images, embedder = draw(20), connect()
+
+    def sick(values):
+        rows = faulty.embed(values)
+        rows[(values[:, 0, 0, 0] == images[9, 0, 0, 0].numpy())] = np.nan
+        return rows
+
+    server.embed = sick
+    with PaidEmbedder(embedder, tmp_path, budget=24, concurrency=2) as paid:
+        out, other = paid.many_as_answered([images, draw(4, seed=1)])
+        assert torch.isfinite(out).all(dim=1).tolist() == [True] * 8 + [False] * 12
+        assert close(out[:8], images[:8])
+        assert close(other, draw(4, seed=1))
+        assert (server.n_images, paid.n_sent, paid.n_answers, paid.left) == (20, 24, 24, 0)
+    with PaidEmbedder(embedder, tmp_path, budget=24) as paid:
+        assert torch.equal(paid.many_as_answered([images])[0].isnan(), out.isnan())
+        assert (server.n_images, paid.n_sent) == (20, 24)
+        with pytest.raises(RunError, match="12 of 20 embeddings are not finite"):
+            paid(images)
+    with PaidEmbedder(embedder, tmp_path / "strict", budget=24) as paid, pytest.raises(ServerError, match="1 of 8 embeddings"):
+        paid(images)
 
 
 def spend(url, folder):

@@ -190,6 +190,30 @@ def test_measuring_puts_edit_and_controls_side_by_side(trained, words, prepared,
     assert [line.strip().split("  ")[0] for line in lines[2:6]] == ["no edit", "noise of the same size", "edit", "edit minus no edit"]
 
 
+def test_the_old_head_is_the_one_that_the_edit_was_trained_against(heads, words, tmp_path):
+    """An Adam head of few epochs reads less than one at its optimum; an edit trained against it is measured with it."""
+    hasty = edit_head(compose("edit head", [*words, "method.head=adam", "method.head_epochs=1", f"out={tmp_path / 'hasty'}"]))
+    run = edit_train(compose("edit train", [*words, *DNE, f"attribute_head={hasty}", f"out={tmp_path / 'run'}"]))
+    stored = read_heads(run.root, run.info["model_hash"])["group"]
+    assert (stored.weight == read_heads(hasty, run.info["model_hash"])["group"].weight).all()
+    options = [*words, "data.attributes=[group,age]", "bootstrap=0", "split=val"]
+    trained = json.loads((run.root / "edit.json").read_text())["leakage"]["attributes"]["group"]
+    found = {}
+    for name, more in (("own", [f"edit={run.root}"]), ("asked for", [f"edit={run.root}", f"attribute_head={heads}"])):
+        out = edit_measure(compose("edit measure", [*options, *more, f"out={tmp_path / name}"]))
+        content = json.loads((out / "measure.json").read_text())
+        found[name] = content["attributes"]["group"]
+        assert content["old_heads"] == {"group": "given", "age": "given" if name == "asked for" else "fitted here"}
+        assert any(line.startswith("old head of age: fitted here") for line in measure_lines(out)) == (name == "own")
+    assert found["own"]["edit"]["fooled"]["accuracy"] == trained["edit"]["fooled"]["accuracy"]
+    assert found["asked for"]["none"]["fooled"] != found["own"]["none"]["fooled"]
+    with pytest.raises(InputError, match="another encoder"):
+        edit_measure(compose("edit measure", [f"edit={run.root}", *options, f"attribute_head={heads}", "model.input_size=[16,16]"]))
+    (run.root / "attribute_head.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="damaged"):
+        edit_measure(compose("edit measure", [f"edit={run.root}", *options, f"out={tmp_path / 'broken'}"]))
+
+
 def test_another_encoder_is_a_transfer_and_no_edit_has_no_effect(words, tmp_path):
     """The identity hides nothing: edit and no edit agree to the last digit."""
     edit = build_edit(DNEConfig(family=["spectral"]), (1, 32, 32))

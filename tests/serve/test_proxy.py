@@ -23,6 +23,7 @@ from evenhand.models import LocalEmbedder
 from evenhand.models.protocol import REPOSITORY_INDEX, decode_request, files_array, read_header_length
 from evenhand.models.remote import RemoteEmbedder
 from evenhand.serve.app import EmbeddingApp
+from evenhand.serve.images import Grid
 from evenhand.serve.limits import Limits
 from evenhand.serve.proxy import ProxyApp
 from evenhand.serve.run import serving
@@ -30,9 +31,11 @@ from evenhand.serve.run import serving
 from .conftest import GRID, NAME, Small, call, embeddings, images_of, infer, png, refusal, served_embedder
 
 
-def make_edit(path: Path, grid: tuple[int, int, int] = GRID.shape, family: str = "tone", **facts: Any) -> StoredEdit:
+def make_edit(
+    path: Path, grid: tuple[int, int, int] = GRID.shape, family: str = "tone", l2: float | None = None, **facts: Any
+) -> StoredEdit:
     """An edit that changes what it sees, from a file."""
-    edit = build_edit(EditMethodConfig(name="dne", family=[family]), grid)
+    edit = build_edit(EditMethodConfig(name="dne", family=[family], l2=l2), grid)
     step = edit.natural_steps() * torch.randn(edit.n_parameters, generator=torch.Generator().manual_seed(1))
     edit.load_vector(edit.vector() + 3 * step)
     path.write_bytes(save_edit(edit, facts))
@@ -156,6 +159,81 @@ def test_images_of_another_grid_are_refused_and_nothing_is_sent(make_proxy: Any,
     text = refusal(call(proxy, infer(sent))[0], 400)
     assert "8 x 8" in text
     assert [request.method for request in upstream.seen] == ["GET"]
+
+
+@pytest.mark.parametrize("family", ["residual", "tone"])
+def test_a_grey_edit_in_front_of_a_model_of_three_channels(embedder: LocalEmbedder, tmp_path: Path, family: str) -> None:
+    """A client that follows the metadata sends three equal channels, one that does not know them sends one: both are edited as one."""
+    model = served_embedder(embedder)
+    grid = Grid(1, *embedder.input_size)
+    stored = make_edit(tmp_path / "grey.safetensors", grid.shape, family)
+    grey = images_of(3, 0, grid)
+    there = edited(stored, grey)
+    assert np.abs(there - grey).max() > 2 / 255, "the edit does something"
+    wanted = model.embed(torch.from_numpy(there).expand(-1, 3, -1, -1).contiguous())
+    assert np.abs(wanted - model.embed(torch.from_numpy(grey).expand(-1, 3, -1, -1).contiguous())).max() > 1e-2
+    server = EmbeddingApp(model, Limits())
+    transport = Upstream(server)
+    proxy = ProxyApp(stored, "http://upstream", Limits(), transport=transport)
+    asyncio.run(proxy.check_upstream())
+    with serving(proxy.gate) as address:
+        remote = RemoteEmbedder(address)
+        assert remote.channels == 3
+        for channels in (1, 3):
+            got = remote(torch.from_numpy(grey).expand(-1, channels, -1, -1))
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(transport.tensor(), np.repeat(there, 3, axis=1))
+        remote.close()
+        _, path, options = infer(grey, "demo")
+        np.testing.assert_allclose(embeddings(httpx2.post(address + path, **options)), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(transport.tensor(), np.repeat(there, 3, axis=1), "one channel arrives in the shape of the metadata")
+    proxy.close()
+    server.close()
+
+
+@pytest.mark.parametrize("form", ["FP32", "UINT8", "files"])
+def test_colour_is_refused_by_a_grey_edit_and_nothing_is_sent(make_proxy: Any, tmp_path: Path, form: str) -> None:
+    proxy, upstream = make_proxy(edit=make_edit(tmp_path / "grey.safetensors", (1, 8, 8), "residual"))
+    levels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8).repeat(3, axis=1)
+    levels[1, 2, 7, 7] ^= 1
+    sent = {
+        "FP32": levels.astype(np.float32) / 255, "UINT8": levels,
+        "files": files_array([png(levels[0, 0]), *(png(image.transpose(1, 2, 0)) for image in levels[1:])]),
+    }[form]
+    text = refusal(call(proxy, infer(sent))[0], 400)
+    assert "image 2 of 3 is in colour" in text
+    assert "1 x 8 x 8" in text
+    assert "three equal" in text
+    assert {request.method for request in upstream.seen} == {"GET"}
+
+
+def test_an_edit_for_any_channels_takes_grey_as_one_and_colour_as_three(make_proxy: Any, tmp_path: Path) -> None:
+    stored = make_edit(tmp_path / "grey.safetensors", (1, 8, 8), "tone", l2=0.1)
+    proxy, upstream = make_proxy(edit=stored)
+    levels = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
+    levels[1] = levels[1, :1]
+    images = levels.astype(np.float32) / 255
+    wanted = edited(stored, images)
+    wanted[1] = edited(stored, images[1:2, :1])[0]
+    assert np.abs(wanted - edited(stored, images))[1].max() > 1e-3, "an image counts as one, so that its bounds hold for one channel"
+    embeddings(call(proxy, infer(images))[0])
+    np.testing.assert_allclose(upstream.tensor(), wanted, atol=1e-6)
+
+
+def test_files_for_a_grey_edit_leave_with_the_channels_they_came_with(make_proxy: Any, tmp_path: Path) -> None:
+    stored = make_edit(tmp_path / "grey.safetensors", (1, 8, 8), "residual")
+    proxy, upstream = make_proxy(edit=stored)
+    rng = np.random.default_rng(0)
+    film, small = rng.integers(0, 65536, (8, 8), dtype=np.uint16), rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    files = [png(film), png(np.repeat(small[..., None], 3, axis=2)), png(small, "JPEG"), png(small)]
+    embeddings(call(proxy, infer(files_array(files)))[0])
+    arrived = [Image.open(BytesIO(file)) for file in upstream.tensor()]
+    assert [image.mode for image in arrived] == ["I;16", "RGB", "L", "L"]
+    deep = edited(stored, (film / np.float32(65535))[None, None])[0, 0]
+    np.testing.assert_allclose(np.asarray(arrived[0]), np.rint(deep * 65535), atol=1)
+    shallow = np.rint(edited(stored, (small / np.float32(255))[None, None])[0, 0] * 255)
+    np.testing.assert_array_equal(np.asarray(arrived[3]), shallow)
+    np.testing.assert_array_equal(np.asarray(arrived[1]), np.repeat(shallow[..., None], 3, axis=2))
 
 
 def test_nothing_passes_unedited(make_proxy: Any) -> None:

@@ -184,6 +184,10 @@ class EditMeasureConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    attribute_head: Optional[str] = opt(
+        None, "folder written by `evenhand edit head`: the old heads of *fooled*; default: those in the edit's run folder, where the "
+        "encoder is the same, else they are fitted here"
+    )
     pixel_reader: bool = opt(False, "also train an image classifier of the attribute afresh on edited pixels (minutes)")
     split: str = opt("test", "rows to measure on; heads are fitted on train", choices=("val", "test"))
     bootstrap: int = opt(1000, "patient-clustered bootstrap replicates", "replicates")

@@ -65,6 +65,8 @@ class ModelConfig:
     api_version: Optional[str] = opt(None, "v2: the model's version; default: the server's")
     api_format: str = opt("binary", "how images are sent: binary or json tensors of floats, binary_uint8 or json_uint8, png, jpeg",
                           choices=("binary", "json", "binary_uint8", "json_uint8", "png", "jpeg"))
+    api_lossy: bool = opt(False, "round images to the 8 bits that the server takes where they hold more (16-bit data); else refuse them")
+    api_allow_changes: bool = opt(False, "go on with a server whose embeddings of one image differ by more than 1% between calls")
     timeout: float = opt(60.0, "seconds to wait for one answer of the server", "seconds", low=0.001)
     retries: int = opt(5, "most repeats of a request after 429, 5xx or a lost connection", low=0)
     connections: int = opt(4, "requests to the server in flight at once", low=1)

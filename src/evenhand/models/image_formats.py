@@ -49,7 +49,8 @@ def to_levels(values: Values, lossy: bool = False) -> npt.NDArray[np.uint8]:
     if not lossy and (off > OFF_GRID or low < 0 or high > LEVELS - 1):
         raise InputError(
             f"images go to the server as 8-bit levels, but are up to {off:.2g} of a level off them, from {low:g} to {high:g} of 255; "
-            "edit with method.rounding=8bit and method.clamp=true, or send floats with model.api_format=binary"
+            "round them with model.api_lossy=true, or send floats with model.api_format=binary where the server takes floats; "
+            "where an edit alone leaves the levels, train it with method.rounding=8bit and method.clamp=true"
         )
     return out
 

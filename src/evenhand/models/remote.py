@@ -112,7 +112,9 @@ class RemoteEmbedder:
         self.settled: str | None = None
         self.n_images = 0
         self.notes: list[str] = []
-        self._said = {"api": api, "format": api_format if api == "v2" else "png", "mean": _listed(mean), "std": _listed(std)}
+        self._said: dict[str, Any] = {
+            "api": api, "format": api_format if api == "v2" else "png", "mean": _listed(mean), "std": _listed(std),
+        }
         self._lock = threading.Lock()
         self.api: Api
         try:
@@ -128,7 +130,10 @@ class RemoteEmbedder:
         self.levels = facts.levels
         self._dim = facts.dim
         self._most = min(batch_size, facts.max_batch or batch_size)
-        if self._said["format"] == "jpeg" or (lossy and facts.levels is not None):
+        rounds = lossy and facts.levels is not None
+        if rounds:
+            self._said["lossy"] = True  # said only where it changes answers, so that what is cached without it stays valid
+        if self._said["format"] == "jpeg" or rounds:
             self._note(f"images are sent as {self._said['format']} with loss: the server sees other pixels than the ones given")
 
     @classmethod
@@ -138,7 +143,7 @@ class RemoteEmbedder:
             "api": config.api, "api_model": config.api_model, "api_version": config.api_version, "api_format": config.api_format,
             "timeout": config.timeout, "retries": config.retries, "connections": config.connections, "ca_file": config.ca_file,
             "batch_size": config.embed_batch_size, "input_size": _tuple(config.input_size),
-            "mean": _tuple(config.mean), "std": _tuple(config.std),
+            "mean": _tuple(config.mean), "std": _tuple(config.std), "lossy": config.api_lossy, "allow_changes": config.api_allow_changes,
         }
         if not config.url:
             raise InputError("model.url is empty, but an embedding server is asked for; give its address")
@@ -334,7 +339,8 @@ class RemoteEmbedder:
                 text = f"the server gives other embeddings for the same images: {found.repeated:.1e} between two equal requests, "
                 text += f"{found.recomposed:.1e} in other batches, relative"
                 if found.largest > TOO_DIFFERENT and not self.allow_changes:
-                    raise RunError(f"{text}; more than {TOO_DIFFERENT:g} makes results meaningless: ask for a deterministic service")
+                    text += f"; more than {TOO_DIFFERENT:g} makes results meaningless: ask for a deterministic service"
+                    raise RunError(f"{text}, or go on all the same with model.api_allow_changes=true")
                 self._note(text)
         self.settled = "fp32"
         return self.settled

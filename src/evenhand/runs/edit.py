@@ -148,6 +148,8 @@ def head_lines(out: Path) -> list[str]:
 def edit_train(config: EditTrainConfig) -> RunFolder:
     """Train an image edit against sensitive attributes: step two.
 
+    The heads that it was trained against lie beside it, so that `edit_measure` says how far these are fooled.
+
     The same command continues an interrupted run and ends with the same edit; what an encoder was paid for is never sent
     again. A finished search goes on where it is given a larger ``method.budget``.
 
@@ -220,6 +222,8 @@ def _save(run: RunFolder, outcome: EditOutcome, task: Task, encoder: Encoder, co
     notes = [*outcome.notes, *encoder.notes]
     report = {**outcome.report, "notes": notes}
     write_json(run.root / "edit.json", report)
+    facts = {"model_hash": encoder.fingerprint, "data_hash": run.info["data_hash"], "seed": config.seed, "written": utc_now()}
+    write_heads(run.root, outcome.heads, {}, facts)
     write_text(run.root / "metrics.jsonl", "".join(json.dumps(dict(record)) + "\n" for record in outcome.history))
     stored = load_edit(run.root / EDIT_FILE)
     record = edit_record(stored, task.train.x)

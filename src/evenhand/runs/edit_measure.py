@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +14,16 @@ import pandas as pd
 
 from evenhand.config.editing import EditMeasureConfig, EditMethodConfig, EditTrainConfig
 from evenhand.edits.artifact import StoredEdit, check_grid
-from evenhand.errors import InputError
+from evenhand.errors import CheckpointError, InputError
 from evenhand.files import write_text
 from evenhand.methods.base import Task
+from evenhand.methods.editing.attribute_head import AttributeHead
 from evenhand.methods.editing.leakage import LeakageRows, measure_leakage
 from evenhand.methods.editing.pixel_reader import read_pixels
 from evenhand.report.edit_page import transfer_section, write_measure_page
 from evenhand.report.leakage_table import leakage_records, leakage_table, pixel_table, table_lines
-from evenhand.runs.edited import edit_record, open_edit, warn_of_other_encoder
+from evenhand.runs.edit import HEAD_FILES, read_heads
+from evenhand.runs.edited import edit_record, find_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import FileStore, utc_now, write_json
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
 from evenhand.runs.train import deterministic, provenance
@@ -43,7 +46,8 @@ def edit_measure(config: EditMeasureConfig) -> Path:
         The folder with measure.json, measure.csv (a number a row) and report.html.
 
     Raises:
-        InputError: no edit there, data of another grid, no rows of that split, or ``out`` holds something else.
+        InputError: no edit there, data of another grid, no rows of that split, heads of another encoder or of other groups, or
+            ``out`` holds something else.
         MethodError: an attribute has one group.
 
     Example:
@@ -61,14 +65,16 @@ def edit_measure(config: EditMeasureConfig) -> Path:
     task, encoder = _task(config, rows, out)
     reason = warn_of_other_encoder(stored, encoder.fingerprint)
     place = LeakageRows(task.embed, task.train, task.val, rows.take(config.split), task.kind, task.labels, task.classes)
+    heads = _old_heads(config, task, encoder, rows.attributes)
     with deterministic(True):
-        found = measure_leakage(place, stored.edit, rows.attributes, seed=config.seed, n_bootstrap=config.bootstrap)
+        found = measure_leakage(place, stored.edit, rows.attributes, heads=heads, seed=config.seed, n_bootstrap=config.bootstrap)
         if config.pixel_reader:
             found["pixels"] = {name: _read_pixels(stored, task, place, name, config) for name in rows.attributes}
     transfer = _transfer(stored, rows, reason)
     record = {**edit_record(stored), "data": {"name": rows.data.name}}
     facts = {**provenance(encoder, rows, False), "seed": config.seed, "split": config.split, "written": utc_now()}
-    content = {"schema": MEASURE_SCHEMA, "edit": record, "transfer": transfer, **found, "provenance": facts}
+    old = {name: "given" if name in heads else "fitted here" for name in rows.attributes}
+    content = {"schema": MEASURE_SCHEMA, "edit": record, "transfer": transfer, "old_heads": old, **found, "provenance": facts}
     write_json(out / "measure.json", content)
     write_text(out / "measure.csv", pd.DataFrame(leakage_records(found)).to_csv(index=False, lineterminator="\n"))
     more = [transfer_section(lines)] if (lines := _transfer_lines(transfer)) else []
@@ -87,6 +93,30 @@ def _task(config: EditMeasureConfig, rows: Rows, out: Path) -> tuple[Task, Encod
         embeddings=config.embeddings,
     )
     return make_task(options, rows, config.seed, FileStore(out, read_only=True), log.info)
+
+
+def _old_heads(config: EditMeasureConfig, task: Task, encoder: Encoder, attributes: Sequence[str]) -> dict[str, AttributeHead]:
+    """The heads on unedited images whose fooling is measured: those asked for, else those that the edit was trained against.
+
+    The latter only where they read this encoder and these groups; of other attributes, heads are fitted on the way.
+    """
+    folder = config.attribute_head or find_edit(config.edit).parent
+    if not config.attribute_head and not all((Path(folder) / name).is_file() for name in HEAD_FILES):
+        return {}
+    try:
+        heads = read_heads(folder, encoder.fingerprint)
+    except InputError as error:
+        if config.attribute_head or isinstance(error, CheckpointError):
+            raise
+        return {}
+    other = [name for name in attributes if name in heads and heads[name].keys != task.train.groups[name].keys]
+    if other and config.attribute_head:
+        name = other[0]
+        raise InputError(
+            f"attribute_head={folder}: the head of '{name}' tells {', '.join(heads[name].keys)} apart, but the data has "
+            f"{', '.join(task.train.groups[name].keys)}; fit it on this data"
+        )
+    return {name: heads[name] for name in attributes if name in heads and name not in other}
 
 
 def _transfer(stored: StoredEdit, rows: Rows, reason: str | None) -> dict[str, Any]:
@@ -117,6 +147,10 @@ def measure_lines(out: Path) -> list[str]:
     for attribute, record in found.get("pixels", {}).items():
         lines += [f"{attribute}, read from pixels by a classifier trained afresh:"]
         lines += [f"  {line}" for line in table_lines(pixel_table(record))]
+    fitted = [name for name, whence in found.get("old_heads", {}).items() if whence != "given"]
+    if fitted:
+        names = " and ".join(fitted)
+        lines.append(f"old head of {names}: fitted here on unedited training rows, not the one that the edit was trained against")
     return [*lines, *(f"transfer: {line}" for line in _transfer_lines(found["transfer"]))]
 
 

@@ -52,11 +52,13 @@ class Sent:
         values: float32 (n, c, h, w) in [0, 1].
         tensor: what they came as.
         bits: of each file of a BYTES tensor, 8 or 16; else empty.
+        colour: of each file of a BYTES tensor, whether it came with three channels; else empty.
     """
 
     values: npt.NDArray[np.float32]
     tensor: Tensor
     bits: tuple[int, ...] = ()
+    colour: tuple[bool, ...] = ()
 
 
 def bad(text: str, status: int = 400) -> Refusal:
@@ -97,6 +99,22 @@ def count_images(tensor: Tensor, max_batch: int) -> int:
     return int(shape[0])
 
 
+def may_be_colour(tensor: Tensor) -> bool:
+    """Whether any image comes with three channels; of files, as their headers say, and yes where those cannot be read."""
+    if tensor.datatype != "BYTES":
+        return bool(tensor.data.shape[1] == 3)
+    return not all(_is_grey(data) for data in tensor.data.ravel())
+
+
+def _is_grey(data: bytes) -> bool:
+    if data.startswith(PNG):
+        return len(data) > 25 and data[25] in (0, 4)
+    try:
+        return data.startswith(JPEG) and _open(data).mode == "L"
+    except ImageError:
+        return False
+
+
 def read_images(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool] = lambda: True) -> Sent:
     """Images in [0, 1] on the grid.
 
@@ -129,7 +147,7 @@ def read_images(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool]
 def _read_files(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool]) -> Sent:
     files = tensor.data.ravel()
     values = np.empty((len(files), *grid.shape), dtype=np.float32)
-    bits = []
+    bits, colour = [], []
     for position, data in enumerate(files):
         if not go_on():
             raise bad("nobody waits for the answer any more", 408)
@@ -143,8 +161,9 @@ def _read_files(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool]
                 raise bad(f"file {position + 1} of {len(files)} is {found} pixels, but must be {wanted}; resize it first")
             pixels = resize_image(pixels, grid.height)
         bits.append(8 if pixels.dtype == np.uint8 else 16)
+        colour.append(pixels.ndim == 3)
         np.divide(fit_grid(pixels, grid.channels, bits[-1]), np.float32(np.iinfo(pixels.dtype).max), out=values[position], casting="unsafe")
-    return Sent(values, tensor, tuple(bits))
+    return Sent(values, tensor, tuple(bits), tuple(colour))
 
 
 def _decode(data: bytes) -> Pixels:
@@ -163,25 +182,36 @@ def _size(data: bytes) -> tuple[int, int]:
     """(width, height) as the header says."""
     if data.startswith(PNG) and len(data) > 25:
         return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    return _open(data).size
+
+
+def _open(data: bytes) -> Image.Image:
+    """A file's header; its pixels are not read."""
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as header:
-            return header.size
+            return header
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("not a PNG or JPEG file that can be read") from error
 
 
-def write_images(values: npt.NDArray[np.float32], sent: Sent) -> Tensor:
+def write_images(values: npt.NDArray[np.float32], sent: Sent, grey: bool = False) -> Tensor:
     """Images as a tensor of the kind that was sent: FP32 as they are, UINT8 rounded, BYTES as PNG files.
 
     A JPEG file comes back as PNG, because compressing it anew would change pixels that the edit did not. 16-bit grey stays 16-bit where
-    the grid has one channel.
+    it is written with one channel.
+
+    Args:
+        values: the images, changed.
+        sent: what they were.
+        grey: a file that came with one channel is written with one, also where it was read on a grid of three.
     """
     name, parameters = sent.tensor.name, sent.tensor.parameters
     if sent.tensor.datatype == "FP32":
         return Tensor(name, np.ascontiguousarray(values, dtype=np.float32), parameters)
     if sent.tensor.datatype == "UINT8":
         return Tensor(name, _levels(values, 255, np.uint8), parameters)
-    files = [_png(image, bits) for image, bits in zip(values, sent.bits, strict=True)]
+    kept = [image[:1] if grey and not colour else image for image, colour in zip(values, sent.colour, strict=True)]
+    files = [_png(image, bits) for image, bits in zip(kept, sent.bits, strict=True)]
     return Tensor(name, files_array(files).reshape(sent.tensor.data.shape), parameters)
 
 

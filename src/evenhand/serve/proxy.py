@@ -36,7 +36,7 @@ from evenhand.models.protocol import (
 )
 from evenhand.serve.fingerprints import edited_parameters, made_for_another
 from evenhand.serve.gate import Gate, json_error, make_routes
-from evenhand.serve.images import Grid, Sent, read_images, write_images
+from evenhand.serve.images import Grid, bad, may_be_colour, read_images, write_images
 from evenhand.serve.intake import Intake
 from evenhand.serve.limits import Limits, Refusal
 from evenhand.serve.metrics import Metrics
@@ -75,7 +75,7 @@ class ProxyApp:
         self._upstream = upstream.rstrip("/").removesuffix(SERVER)
         self._client: httpx2.AsyncClient | None = None
         self._one_edit = threading.Lock()
-        self._checked: set[tuple[str, str | None]] = set()
+        self._checked: dict[tuple[str, str | None], int | None] = {}
         self.gate = Gate(self._routes(), limits, self.metrics, self.aclose)
 
     async def aclose(self) -> None:
@@ -174,32 +174,56 @@ class ProxyApp:
 
     async def _answer(self, request: Request, name: str, version: str | None, body: bytearray, stop: threading.Event) -> Response:
         asked, tensor, n = await self.intake.decode(request, body)
-        await self._check_model(name, version, request)
+        wanted = await self._check_model(name, version, request)
         binary = HEADER.lower() in request.headers
-        message = await self.intake.run(self._edited, asked, tensor, binary, stop)
+        message = await self.intake.run(self._edited, asked, tensor, binary, wanted, stop)
         headers = {**message.headers, **_forwarded(request)}
         answer = await self._ask("POST", model_path(name, version, "infer"), request, message.join(), headers)
         if answer.status_code == 200:
             self.metrics.images(n)
         return _handed_back(answer)
 
-    def _edited(self, asked: InferRequest, tensor: Tensor, binary: bool, stop: threading.Event) -> Any:
-        """The request anew, its images edited; runs in a thread."""
-        grid = self._grid
-        files = tensor.datatype == "BYTES"
-        if not files and self.stored.edit.takes((tensor.data.shape[1], grid.height, grid.width)):
+    def _edited(self, asked: InferRequest, tensor: Tensor, binary: bool, wanted: int | None, stop: threading.Event) -> Any:
+        """The request anew, its images edited and with the channels that the upstream wants; runs in a thread."""
+        grid, files = self._grid, tensor.datatype == "BYTES"
+        one_channel = grid.channels == 1
+        if one_channel and may_be_colour(tensor):
+            grid = Grid(3, grid.height, grid.width)
+        elif not files and self.stored.edit.takes((tensor.data.shape[1], grid.height, grid.width)):
             grid = Grid(tensor.data.shape[1], grid.height, grid.width)
         sent = read_images(tensor, grid, False, lambda: not stop.is_set())
-        new = write_images(self._apply(sent), sent)
+        values = sent.values if sent.values.flags.writeable else sent.values.copy()
+        out = self._apply_by_channels(values) if one_channel and grid.channels == 3 else self._apply(values)
+        if not files and out.shape[1] == 1 and wanted == 3:
+            out = np.repeat(out, 3, axis=1)
+        new = write_images(out, sent, grey=one_channel)
         content: dict[str, Any] = dict(asked.parameters)
         if asked.binary_outputs:
             content["binary_data_output"] = True
         outputs = [name for name, _ in asked.outputs]
-        wanted = bool(outputs) and all(wants_binary(asked, name) for name in outputs)
-        return encode_request([new], binary=binary, outputs=outputs, binary_outputs=wanted, id=asked.id, parameters=content)
+        all_binary = bool(outputs) and all(wants_binary(asked, name) for name in outputs)
+        return encode_request([new], binary=binary, outputs=outputs, binary_outputs=all_binary, id=asked.id, parameters=content)
 
-    def _apply(self, sent: Sent) -> npt.NDArray[np.float32]:
-        values = sent.values if sent.values.flags.writeable else sent.values.copy()
+    def _apply_by_channels(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Images of three channels under an edit for one: three equal channels are edited as one, and come out equal.
+
+        Raises:
+            Refusal: 400, an image in colour, which this edit cannot change.
+        """
+        grey = (values == values[:, :1]).all(axis=(1, 2, 3))
+        if not grey.all() and not self.stored.edit.any_channels:
+            position = int(np.argmin(grey)) + 1
+            raise bad(
+                f"image {position} of {len(values)} is in colour (its three channels differ), but this proxy's edit is for grey images, "
+                f"{self._grid} (channels, height, width); send one channel, or three equal ones"
+            )
+        out = np.empty_like(values)
+        for chosen, channels in ((grey, 1), (~grey, 3)):
+            if chosen.any():
+                out[chosen] = self._apply(values[chosen, :channels])
+        return out
+
+    def _apply(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with self._one_edit, torch.inference_mode():
             out: npt.NDArray[np.float32] = self.stored.edit(torch.from_numpy(values)).numpy()
         return out
@@ -210,14 +234,17 @@ class ProxyApp:
             raise Refusal(404, f"there is no model of that name; this proxy is for '{self.name}'", "unknown_model")
         return name, version
 
-    async def _check_model(self, name: str, version: str | None, request: Request) -> None:
+    async def _check_model(self, name: str, version: str | None, request: Request) -> int | None:
         """The edit must be for this model, as far as its metadata tell; asked once a model.
+
+        Returns:
+            The channels that the model wants; None where it does not say.
 
         Raises:
             Refusal: 400, an edit for another grid or encoder; 502 or 504, the upstream does not answer.
         """
         if (name, version) in self._checked:
-            return
+            return self._checked[name, version]
         answer = await self._ask("GET", model_path(name, version), request)
         try:
             said = ModelMetadata.from_json(answer.json()) if answer.status_code == 200 else None
@@ -226,8 +253,10 @@ class ProxyApp:
         wrong = self._mismatch(said) if said is not None else None
         if wrong:
             raise Refusal(400, wrong, "wrong_edit")
+        wanted = None if said is None else _channels_of(said)
         if said is not None and len(self._checked) < 1000:
-            self._checked.add((name, version))
+            self._checked[name, version] = wanted
+        return wanted
 
     def _mismatch(self, said: ModelMetadata) -> str | None:
         """Why the edit is not for this model; None where nothing speaks against it."""
@@ -275,6 +304,13 @@ async def _only_model(client: httpx2.AsyncClient, headers: Mapping[str, str]) ->
     listed = answer.json() if answer.status_code == 200 else []
     names = {str(model.get("name")) for model in listed if isinstance(model, dict)} if isinstance(listed, list) else set()
     return names.pop() if len(names) == 1 else None
+
+
+def _channels_of(said: ModelMetadata) -> int | None:
+    """The channels of a model's images, None where it takes any, takes files only, or does not say."""
+    named = {tensor.shape[1] for tensor in said.inputs if tensor.datatype != "BYTES" and len(tensor.shape) == 4}
+    channels = named.pop() if len(named) == 1 else -1
+    return channels if channels > 0 else None
 
 
 def _clean(path: str) -> str:

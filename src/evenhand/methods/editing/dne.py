@@ -88,7 +88,7 @@ class DNE:
         edit = training.finished()
         report = edit_report(task, setup, edit, self.config)
         report["training"] = {"epochs": training.epoch, "best_epoch": training.best_epoch, "images_sent": training.sent}
-        return EditOutcome(edit, tuple(training.history), report, setup.notes)
+        return EditOutcome(edit, tuple(training.history), report, setup.notes, setup.heads)
 
 
 class _Training:

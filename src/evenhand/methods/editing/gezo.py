@@ -42,7 +42,7 @@ class GeZO:
 
         Raises:
             MethodError: no encoder, a budget too small for one round, an unknown attribute, or one group.
-            BudgetError: the encoder's own budget ended first; the state is kept.
+            BudgetError: the encoder's own budget ended before the start was measured; what was answered is kept.
         """
         return finish(task, self.fit_edit(task, probe=True), self.config)
 
@@ -73,4 +73,4 @@ class GeZO:
         notes = (*setup.notes, *searched.notes)
         if task.augment != "none":
             notes += (f"data.augment={task.augment} has no part in a search: every augmented image would be one more to be paid",)
-        return EditOutcome(edit, searched.history, report, notes)
+        return EditOutcome(edit, searched.history, report, notes, setup.heads)

@@ -17,6 +17,7 @@ from evenhand.edits.base import Edit
 from evenhand.edits.images import EditedImages
 from evenhand.methods.base import Images, Result, Task
 from evenhand.methods.baselines.linear_probe import LinearProbe
+from evenhand.methods.editing.attribute_head import AttributeHead
 from evenhand.methods.editing.leakage import LeakageRows, measure_leakage, summary
 from evenhand.methods.editing.setup import EditSetup
 
@@ -32,12 +33,14 @@ class EditOutcome:
         history: one JSON record an epoch or a round.
         report: JSON: attribute heads before, leakage after with its controls, visibility, images sent; see `edit_report`.
         notes: sentences for the report.
+        heads: the attribute heads on unedited images that the edit was trained against.
     """
 
     edit: Edit
     history: tuple[Mapping[str, Any], ...]
     report: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    heads: tuple[AttributeHead, ...] = ()
 
 
 def edit_report(task: Task, setup: EditSetup, edit: Edit, config: EditMethodConfig, n_bootstrap: int = 200) -> dict[str, Any]:
