@@ -19,12 +19,12 @@ from evenhand.config import compose
 from evenhand.config.schema import TrainConfig
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
-from evenhand.errors import ConfigError, InputError
+from evenhand.errors import ConfigError, InputError, RunError
 from evenhand.models.masks import Mask
 from evenhand.runs.finalists import _Judged, _trainings, baseline_method
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
-from evenhand.runs.search import FREE, rows_of, search_lines, search_mask
+from evenhand.runs.search import FREE, _identity, rows_of, search_lines, search_mask
 from evenhand.runs.search_record import effects, importance
 from evenhand.runs.train import train
 from evenhand.search import TrialRecord, records_of
@@ -135,6 +135,36 @@ def test_stage_two_takes_the_folder_and_ends_where_the_search_did(searched: RunF
     (tmp_path / "mask.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match="mask was"):
         train(compose("train", [*words[:-2], f"mask={tmp_path / 'mask.json'}", words[-1]]))
+
+
+def test_a_mask_for_random_weights_is_refused_before_the_first_of_several_seeds(
+    searched: RunFolder, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every seed starts from other random weights, so the second one could not take the mask."""
+    words = [f"data={cohort}", *TINY, "method=finetune", f"mask={searched.root}", f"out={tmp_path / 'tuned'}", "seeds=0,1"]
+    trained: list[int | None] = []
+    with pytest.raises(ConfigError, match="starts from random weights here, other ones for every seed"):
+        train(compose("train", words))
+    assert not (tmp_path / "tuned").exists()
+
+    def stop(config: TrainConfig, *_: object, **__: object) -> RunFolder:
+        trained.append(config.seed)
+        raise RunError("enough")
+
+    monkeypatch.setattr("evenhand.runs.train._train_one", stop)
+    (tmp_path / "old.json").write_text(json.dumps(json.loads((searched.root / "mask.json").read_text()) | {"model_hash": ""}))
+    for more in (["method.mask_other_weights=true"], [f"mask={tmp_path / 'old.json'}"], ["mask=full"], ["model.pretrained=true"]):
+        with pytest.raises(RunError, match="enough"):
+            train(compose("train", [*words, *more]))
+    assert len(trained) == 4
+
+
+def test_a_search_goes_on_with_its_activations_elsewhere_and_on_another_device(cohort: Path) -> None:
+    first, second = (compose("search", [f"data={cohort}", *SEARCH, "out=o", *more]) for more in ([], ["activations=a"]))
+    rows = rows_of(first, 0)
+    assert _identity(first, rows) == _identity(second, rows)
+    assert _identity(first, rows) == _identity(replace(first, trainer=replace(first.trainer, accelerator="auto")), rows)
+    assert _identity(first, rows) != _identity(replace(first, trainer=replace(first.trainer, max_epochs=2)), rows)
 
 
 def test_the_same_command_finds_it_finished_and_a_larger_budget_goes_on(cohort: Path, tmp_path: Path) -> None:
@@ -250,6 +280,7 @@ def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
     assert "data.augment is 'chest', but must be one of" in refused("data.augment=chest")
     assert "trainer.precision=fp16 needs a GPU" in refused("trainer.precision=fp16")
     assert "trainer.max_epochs is 0" in refused("trainer.max_epochs=0")
+    assert "threshold 'foo' is not one of" in refused("threshold=foo", "finalists=0")
     for option in ("trainer.limit_batches=1", "trainer.overfit_batches=1"):
         assert "judges its trials on all of them" in refused(option)
 

@@ -124,6 +124,26 @@ def test_models_that_have_collapsed(score, said):
     assert scorer(case(0)[2][:, None]).constraint <= 0
 
 
+@pytest.mark.parametrize(("found", "collapsed"), [(20, False), (11, False), (9, True), (0, True), (4000, True)])
+def test_a_model_that_finds_a_rare_disease_has_not_collapsed(found, collapsed):
+    """20 of 4,000 rows are ill: a model that is right decides alike for 99.5% of rows."""
+    y = (np.arange(4000) % 200 == 0).astype(float)
+    score = 0.1 + 0.3 * y
+    score[np.flatnonzero(y)[: min(found, 20)]] = 0.9
+    if found == 4000:
+        score = 0.9 + 0.05 * y
+    scorer = Scorer(y[:, None], groups("site", np.arange(4000) // 200 % 2), np.arange(4000), "binary", threshold="0.5")
+    said = scorer(score[:, None])
+    assert (said.collapsed != "") == collapsed == (said.constraint > 0)
+    assert said.values["worst_auc"] == 1.0
+    both = Scorer(np.stack([y, y], axis=1), groups("site", np.arange(4000) // 200 % 2), np.arange(4000), "multilabel", threshold="0.5")
+    assert (both(np.stack([score, 0.1 + 0.8 * y], axis=1)).collapsed) == "", "one label that is told apart is enough"
+    classes = np.where(y == 1, 1, 0)
+    three = np.stack([1 - score, score, np.zeros_like(score)], axis=1)
+    judge = Scorer(classes, groups("site", np.arange(4000) // 200 % 2), np.arange(4000), "multiclass", labels=("a", "b", "c"))
+    assert (judge(three).collapsed != "") == collapsed
+
+
 def test_a_threshold_chosen_on_the_rows_does_not_call_a_shifted_model_collapsed():
     y, codes, score = case(0)
     by_site = groups("site", codes)

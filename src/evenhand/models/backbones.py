@@ -161,6 +161,17 @@ def bundled_folder() -> Path:
     return Path(__file__).parent / "demo_encoder"
 
 
+def starts_random(config: ModelConfig) -> bool:
+    """Whether a network would start from random weights: there is neither a checkpoint nor are published weights asked for.
+
+    Example:
+        >>> from evenhand.config.schema import ModelConfig
+        >>> starts_random(ModelConfig(name="resnet18")), starts_random(ModelConfig(name="resnet18", pretrained=True))
+        (True, False)
+    """
+    return not config.pretrained and _locate(config, resolve_name(config)) is None
+
+
 def _locate(config: ModelConfig, name: str) -> WeightSource | None:
     """Where the weights are, or None when nothing was given."""
     if config.checkpoint:

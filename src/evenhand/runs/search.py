@@ -28,6 +28,7 @@ from evenhand.config.search import SearchConfig
 from evenhand.errors import ConfigError
 from evenhand.files import write_text
 from evenhand.methods.base import Task
+from evenhand.metrics.thresholds import parse_rule
 from evenhand.models.masks import write_mask
 from evenhand.report.leakage_table import table_lines
 from evenhand.report.search_page import finalist_table, write_search_page
@@ -45,7 +46,7 @@ TEMPORARY = "temporary"
 FREE = (
     "n_trials", "sampler", "startup_trials", "pruner", "prune_after", "prune_startup", "reduction", "prefix", "reuse", "stop_collapsed",
     "workers", "threads", "storage", "heartbeat", "grace", "reruns", "storage_wait", "pick", "pick_within", "finalists", "baselines",
-    "baseline_rates", "audit", "deterministic",
+    "baseline_rates", "audit", "deterministic", "activations",
 )
 """Options under which a search goes on: how far it goes and how it gets there, not what its trials are."""
 ENDING = ("n_trials", "pick", "pick_within", "finalists", "baselines", "baseline_rates", "audit")
@@ -139,6 +140,7 @@ def _check(config: SearchConfig) -> None:
     """Refuse what would be refused only after the search."""
     if config.model.url:
         raise ConfigError("a search trains the network itself, but model.url is a server that gives embeddings only; give the weights")
+    parse_rule(config.threshold)
     for name in config.baselines:
         baseline_method(name, Path("mask.json"))
     if len(set(config.baselines)) != len(config.baselines):
@@ -150,6 +152,7 @@ def _check(config: SearchConfig) -> None:
 def _identity(config: SearchConfig, rows: Rows) -> dict[str, Any]:
     """What a search is: calls that agree in it go on with each other."""
     fixed = {name: value for name, value in plain(config).items() if name not in FREE}
+    fixed["trainer"] = {name: value for name, value in fixed["trainer"].items() if name != "accelerator"}
     return {**fixed, "command": "search", "data_hash": rows.data.fingerprint}
 
 
@@ -208,7 +211,7 @@ def _finish(run: RunFolder, config: SearchConfig, result: SearchResult, record: 
     tested: Mapping[str, Any] = {}
     if config.finalists:
         tested = judge_finalists(run, train_config(config), config, result.finalists(config.finalists))
-    notes = [*result.notes, *encoder.notes]
+    notes = [*result.notes, *encoder.notes, *tested.get("notes", ())]
     full = {**record, "tested": tested, "notes": notes, "versions": package_versions()}
     write_json(run.root / "search.json", full)
     write_search_page(full, run.root / "report.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -21,10 +22,12 @@ from evenhand.config.editing import GeZOConfig
 from evenhand.config.methods import FinetuneConfig
 from evenhand.config.schema import TrainConfig
 from evenhand.edits.artifact import StoredEdit, check_grid, load_edit
-from evenhand.errors import EvenhandError, InputError
+from evenhand.errors import ConfigError, EvenhandError, InputError
 from evenhand.files import write_atomic, write_text
 from evenhand.methods.base import Result, Task
 from evenhand.methods.registry import get_method
+from evenhand.models.backbones import starts_random
+from evenhand.models.masks import MASK_FILE
 from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.edited import EDIT_FILE, check_method, edit_record, keep_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import RunFolder, package_versions, utc_now
@@ -72,6 +75,7 @@ def train(config: TrainConfig) -> RunFolder:
         raise InputError(f"seeds={config.seeds} names a seed twice; each may stand once")
     if (out / "run.json").exists() and RunFolder(out).info.get("schema") == "evenhand.run/1":
         raise InputError(f"out={out} holds a single run; give another out= for several seeds")
+    _check_mask_of_seeds(config)
     runs = [_train_one(config, out / f"seed={seed}", seed, redraw=True) for seed in config.seeds]
     if rank() == 0:
         tables = [pd.read_csv(run.root / "results.csv") for run in runs]
@@ -80,20 +84,48 @@ def train(config: TrainConfig) -> RunFolder:
     return RunFolder(out)
 
 
-def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool) -> RunFolder:
+def _check_mask_of_seeds(config: TrainConfig) -> None:
+    """Refuse a searched mask for random weights before the first of several seeds, not at the second.
+
+    Raises:
+        ConfigError: every seed would start from other random weights than the search did.
+    """
+    method = config.method
+    if not isinstance(method, FinetuneConfig) or method.mask is None or method.mask_other_weights or len(config.seeds or ()) < 2:
+        return
+    path = Path(method.mask)
+    path, known = path / MASK_FILE if path.is_dir() else path, None
+    if not path.is_file() or path.suffix == ".npy" or not (method.from_scratch or starts_random(config.model)):
+        return
+    with contextlib.suppress(ValueError, AttributeError):  # a damaged file is refused where it is read
+        known = json.loads(path.read_text(encoding="utf-8", errors="replace")).get("model_hash")
+    if known:
+        raise ConfigError(
+            f"mask {path} was searched on one network's weights, but {config.model.name} starts from random weights here, other ones for "
+            "every seed; search and train from model.checkpoint=… or model.pretrained=true, or say that other weights of this "
+            "architecture are meant (method.mask_other_weights=true)"
+        )
+
+
+def train_fold(config: TrainConfig, fold: tuple[int, int]) -> RunFolder:
+    """As `train` with one seed into ``config.out``, with (which, of how many) folds of the rows outside test as validation rows."""
+    return _train_one(config, Path(str(config.out)), config.seed, redraw=False, fold=fold)
+
+
+def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool, fold: tuple[int, int] | None = None) -> RunFolder:
     config = replace(config, seed=seed, seeds=None, out=str(out))
     check_method(config.method, config.edit, config.model.url)
     edit = open_edit(config.edit) if config.edit else None
     config, masks = _with_masks(config)
     if rank() > 0:
         if not told_by_first(config.trainer.accelerator):
-            _fit(config, read_rows(config.data, seed, redraw), RunFolder(out), redraw, edit)
+            _fit(config, read_rows(config.data, seed, redraw, fold), RunFolder(out), redraw, edit)
         return RunFolder(out)
-    rows = read_rows(config.data, seed, redraw)
+    rows = read_rows(config.data, seed, redraw, fold)
     if edit is not None:
         check_grid(edit, rows.data.cache.shape)
     rehearse(rows, config)
-    own = {"edit": edit.fingerprint if edit else None, **masks}
+    own = {"edit": edit.fingerprint if edit else None, **masks, **({"fold": list(fold)} if fold else {})}
     identity = {**plain(config), **own, "redraw": redraw, "data_hash": rows.data.fingerprint}
     return carried_out(out, identity, config, lambda run: _fit(config, rows, run, redraw, edit))
 

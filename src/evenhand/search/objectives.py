@@ -44,7 +44,7 @@ MAXIMISED = frozenset({"worst_auc", "worst_accuracy", "auc", "accuracy"})
 """Objectives that are better when larger; the others are better when smaller."""
 
 ONE_CLASS = 0.99
-"""Share of rows with the commonest decision above which a model predicts one class."""
+"""Share of rows with the commonest decision above which a model predicts one class; see `most_alike` for rare classes."""
 
 LEAST = 1e-15
 """Least probability that a cross-entropy counts with."""
@@ -183,14 +183,16 @@ class Scorer:
 
     def _collapse(self, area: float | None, decided: list[Bools]) -> tuple[float, str]:
         """How far past the limit, and why."""
-        shares = [max(part.mean(), 1 - part.mean()) for part in decided]
         if self.kind == "multiclass":
-            shares = [max(float(part.mean()) for part in decided)]
-        common = float(min(shares)) - ONE_CLASS
+            pairs = [(max(float(c.truth.mean()) for c in self.columns), max(float(part.mean()) for part in decided))]
+        else:
+            pairs = [(_commonest(c.truth), _commonest(part)) for c, part in zip(self.columns, decided, strict=True)]
+        judged = [pair for pair in pairs if pair[0] < 1] or pairs
+        common, share = min((found - most_alike(true), found) for true, found in judged)
         low = -1.0 if area is None else 0.5 + self.tolerance - area
         if low > 0:
             return low, f"AUC {area:.3f} is below {0.5 + self.tolerance:g}"
-        return max(low, common), f"one class is predicted for {common + ONE_CLASS:.1%} of rows" if common > 0 else ""
+        return max(low, common), f"one class is predicted for {share:.1%} of rows" if common > 0 else ""
 
     def _between(self, name: str, scores: Array, decided: list[Bools]) -> float | None:
         """An objective over groups: worst over attributes, then over labels."""
@@ -304,6 +306,23 @@ def _summary(name: str, values: Array) -> float:
     if name in ("worst_auc", "worst_accuracy"):
         return float(values.min())
     return float(values.max() if name == "worst_loss" else values.max() - values.min())
+
+
+def _commonest(flags: Bools) -> float:
+    return float(max(flags.mean(), 1 - flags.mean()))
+
+
+def most_alike(share: float) -> float:
+    """Share of equal decisions above which a model predicts one class, where the commonest class has that share of the rows.
+
+    0.99; but a model that is right about a rare class decides alike for nearly all rows. So where the other classes have less
+    than 2% of the rows, a model predicts one class if it finds fewer than half as many rows of the others as there are.
+
+    Example:
+        >>> most_alike(0.7), most_alike(0.995), most_alike(1.0)
+        (0.99, 0.9975, 0.99)
+    """
+    return ONE_CLASS if share == 1 else max(ONE_CLASS, 1 - (1 - share) / 2)
 
 
 def _columns(y: npt.NDArray[Any], kind: Kind, labels: Sequence[str]) -> tuple[list[_Column], _Column]:

@@ -247,7 +247,9 @@ def check_split(task: Task, config: SearchConfig) -> None:
     """
     y = np.asarray(task.val.y)
     if len(task.val) == 0:
-        raise InputError("a search judges trials on validation rows, and the data set has none; prepare it with a val split, or give seeds")
+        raise InputError(
+            "a search judges trials on validation rows, and the data set has none; prepare it with a val split, or judge by outer=cv"
+        )
     if not ((y >= 0).any() if y.ndim == 1 else (~np.isnan(y)).any()):
         raise InputError(f"none of the {len(y)} validation rows has a label; a search needs labelled validation rows")
     absent, without = [], []

@@ -118,8 +118,8 @@ class Worker:
 
         try:
             ended = run_trial(self.bench, mask, on_epoch)
-        except NonFiniteLossError as error:
-            self.ledger.fail(trial, str(error))
+        except NonFiniteLossError as error:  # its advice is for a training of one's own, with trainer.lr and a checkpoint
+            self.ledger.fail(trial, f"{str(error).split(';', 1)[0]} at lr={mask.lr:.3g}; lower lr_high, or set trainer.clip_norm=1")
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
