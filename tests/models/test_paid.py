@@ -201,6 +201,28 @@ def test_embeddings_that_are_not_finite_are_not_kept(bad):
         assert paid(draw(3)[:1]).shape == (1, 3)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_a_search_is_given_what_is_not_finite_and_pays_for_it_once(bad, tmp_path):
+    class Bad(Counting):
+        def __call__(self, images):
+            out = super().__call__(images)
+            out[1:2, 0] = bad
+            return out
+
+    images, encoder = draw(5), Bad()
+    for n_sent in (5, 5):
+        with PaidEmbedder(encoder, tmp_path, budget=5) as paid:
+            first, second = paid.many_as_answered([images[:3], images[2:]])
+            assert torch.isfinite(first).all(dim=1).tolist() == [True, False, True]
+            assert torch.isfinite(second).all(dim=1).tolist() == [True, True, False]
+            assert (encoder.n_images, paid.n_sent, paid.n_answers) == (n_sent, 5, 5)
+    with PaidEmbedder(encoder, tmp_path, budget=5) as paid:
+        with pytest.raises(RunError, match=r"1 of 3 embeddings are not finite.*delete .* to ask and pay again"):
+            paid(images[:3])
+        assert paid(images[2:3]).shape == (1, 3)
+        assert encoder.n_images == 5
+
+
 class Billed(Counting):
     """The server's bill is a file with one line an image, written before the answer goes back."""
 

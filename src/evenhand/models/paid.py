@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evenhand.errors import BudgetError, InputError, RunError, ServerError
+from evenhand.errors import BudgetError, InputError, RunError, ServerError, says_not_finite
 from evenhand.models.paid_log import ResponseLog
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class PaidEmbedder:
     Attributes:
         n_images: images that this object was asked for and has answered.
         n_reused: those of them that were not sent: answered before, or twice in one call.
+        n_opening: images that were sent to find out the width; every new object on the folder sends them again.
 
     Raises:
         InputError: a negative budget or price, a concurrency below one, or a folder of another encoder.
@@ -88,11 +89,13 @@ class PaidEmbedder:
         self._temporary = TemporaryDirectory(prefix="evenhand-paid-") if folder is None else None
         place = Path(self._temporary.name if self._temporary else folder or ".")
         before = embedder.n_images
+        self.n_opening = 0
         self._log = ResponseLog(place, _identity(embedder), embedder.dim, durable=folder is not None)
         self._release = weakref.finalize(self, _release, self._log, self._temporary)
         self._pool = ThreadPoolExecutor(self.concurrency, "paid") if self.concurrency > 1 else None
         if embedder.n_images > before:  # it had to ask for its width
-            self._log.sending(embedder.n_images - before)
+            self.n_opening = embedder.n_images - before
+            self._log.sending(self.n_opening)
 
     @property
     def dim(self) -> int:
@@ -151,6 +154,11 @@ class PaidEmbedder:
         return self._log.n_sent
 
     @property
+    def n_answers(self) -> int:
+        """Images whose answers are kept; `n_sent` less these were lost, repeated, forgotten, or sent to find out the width."""
+        return len(self._log)
+
+    @property
     def left(self) -> int | None:
         """Images that may still be sent, None without a budget."""
         return None if self.budget is None else max(self.budget - self.n_sent - self._reserved, 0)
@@ -200,10 +208,27 @@ class PaidEmbedder:
         Raises:
             BudgetError, RunError: as for a call.
         """
+        return self._many(batches, strict=True)
+
+    def many_as_answered(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As `many`, but embeddings that are not finite are kept and given back, for a search that leaves such a query out.
+
+        They are paid for once, as every other answer. Where the encoder itself refuses an answer for that, it does not say which images
+        it was about, so every image of the request that has no answer yet is NaN, and stays counted as sent.
+
+        Raises:
+            BudgetError: as for a call.
+            RunError: the encoder failed.
+        """
+        return self._many(batches, strict=False)
+
+    def _many(self, batches: Sequence[torch.Tensor], strict: bool) -> list[torch.Tensor]:
         keys = [_keys(batch) for batch in batches]
         mine, others, answers = self._claim(keys)
-        answers.update(self._send([(batches[k], rows, [keys[k][row] for row in rows]) for k, rows in mine]))
+        answers.update(self._send([(batches[k], rows, [keys[k][row] for row in rows]) for k, rows in mine], strict))
         answers.update({key: future.result() for key, future in others.items()})
+        if strict:
+            self._refuse_kept(answers)
         out = []
         for batch, names in zip(batches, keys, strict=True):
             rows = np.array([answers[key] for key in names], dtype=np.float32).reshape(len(names), self.dim)
@@ -243,6 +268,15 @@ class PaidEmbedder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _refuse_kept(self, answers: dict[bytes, Row]) -> None:
+        """Refuse answers that were kept for a search although they are not finite."""
+        n_bad = sum(not np.isfinite(row).all() for row in answers.values())
+        if n_bad:
+            raise RunError(
+                f"{n_bad} of {len(answers)} embeddings are not finite: the encoder answered so when a search asked, which left them out; "
+                f"check the encoder, then delete {self._log.folder} to ask and pay again"
+            )
 
     def _claim(self, keys: Sequence[Sequence[bytes]]) -> tuple[list[tuple[int, list[int]]], dict[bytes, Future[Row]], dict[bytes, Row]]:
         """Rows that this call must send, by batch, set aside in the budget; answers another thread will have; answers that are here."""
@@ -286,13 +320,13 @@ class PaidEmbedder:
                 self._reserved -= n
                 self._log.sending(n)
 
-    def _send(self, requests: Sequence[tuple[torch.Tensor, list[int], list[bytes]]]) -> dict[bytes, Row]:
+    def _send(self, requests: Sequence[tuple[torch.Tensor, list[int], list[bytes]]], strict: bool) -> dict[bytes, Row]:
         """Send the requests; the answers by key. All that were started are finished before an error is raised."""
         failed = threading.Event()
         if self._pool is None or len(requests) < 2:
-            results = [_outcome(self._request, failed, *request) for request in requests]
+            results = [_outcome(self._request, failed, strict, *request) for request in requests]
         else:
-            started = [self._pool.submit(_outcome, self._request, failed, *request) for request in requests]
+            started = [self._pool.submit(_outcome, self._request, failed, strict, *request) for request in requests]
             try:
                 results = [one.result() for one in started]
             except BaseException:
@@ -304,7 +338,9 @@ class PaidEmbedder:
             raise next((error for error in errors if not isinstance(error, _NotSent)), errors[0])
         return {key: row for result in results if isinstance(result, dict) for key, row in result.items()}
 
-    def _request(self, failed: threading.Event, batch: torch.Tensor, rows: list[int], keys: list[bytes]) -> dict[bytes, Row]:
+    def _request(
+        self, failed: threading.Event, strict: bool, batch: torch.Tensor, rows: list[int], keys: list[bytes]
+    ) -> dict[bytes, Row]:
         """Send these rows of a batch, keep the answer, and hand it to the threads that wait for it."""
         counted = False
         out: dict[bytes, Row] = {}
@@ -317,10 +353,12 @@ class PaidEmbedder:
                 self._log.sending(len(rows))
             with torch.inference_mode():
                 images = batch.detach() if len(rows) == len(batch) else batch.detach()[rows]
-                if hasattr(self.embedder, "embed_charged"):
-                    self.embedder.embed_charged(images, self._charge, partial(self._keep, keys, out))
-                else:
-                    self._keep(keys, out, 0, self.embedder(images).float().cpu().numpy())
+                try:
+                    self._ask(images, partial(self._keep, strict, keys, out))
+                except ServerError as error:
+                    if strict or not says_not_finite(error):
+                        raise
+                    self._keep(strict, keys, out, len(out), np.full((len(keys) - len(out), self.dim), np.nan, np.float32))
             if len(out) != len(keys):
                 raise RunError(f"the encoder answered {len(out)} of {len(keys)} images")
             return out
@@ -329,14 +367,22 @@ class PaidEmbedder:
             self._give_up([key for key in keys if key not in out], error, counted)
             raise
 
-    def _keep(self, keys: list[bytes], out: dict[bytes, Row], start: int, found: Row) -> None:
+    def _ask(self, images: torch.Tensor, answered: Callable[[int, Row], None]) -> None:
+        """Send images; ``answered`` is told where rows begin and what they are."""
+        if hasattr(self.embedder, "embed_charged"):
+            self.embedder.embed_charged(images, self._charge, answered)
+        else:
+            answered(0, self.embedder(images).float().cpu().numpy())
+
+    def _keep(self, strict: bool, keys: list[bytes], out: dict[bytes, Row], start: int, found: Row) -> None:
         """Keep the answers to ``keys`` from ``start`` on, and hand them to the threads that wait for them."""
         names = keys[start : start + len(found)]
         if found.shape != (len(names), self.dim) or not names:
             raise RunError(f"the encoder answered with shape {found.shape}, but (n, {self.dim}) was expected; the answer is not kept")
         n_bad = int((~np.isfinite(found).all(axis=1)).sum())
-        if n_bad:
-            raise RunError(f"{n_bad} of {len(found)} embeddings are not finite; the answer is not kept, check the encoder")
+        if n_bad and strict:
+            said = f"{n_bad} of {len(found)} embeddings are not finite; the answer is not kept"
+            raise RunError(f"{said}: check the encoder's weights or set its precision to fp32, then run this again")
         with self._lock:
             self._log.answered(names, found)
             for key, row in zip(names, found, strict=True):

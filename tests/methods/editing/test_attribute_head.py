@@ -72,7 +72,8 @@ def test_a_head_no_better_than_chance_has_nothing_to_hide():
     train, val = rows(strength=0.0, k=2), rows(seed=1, strength=0.0, k=2)
     said = nothing_to_hide(fit(train, val))
     assert said is not None
-    assert "there is nothing to hide" in said
+    assert "there is nothing to hide from a linear head on this encoder" in said
+    assert "method.head" not in said
     few = replace(val[1], groups={"site": Groups("site", ("a", "b"), np.full(200, -1))})
     assert "was not tested" in (nothing_to_hide(fit(train, (val[0], few))) or "")
 
@@ -86,6 +87,17 @@ def test_the_published_fit_learns_and_repeats():
     none = fit(train, val, **{**options, "head_epochs": 0})
     step = np.abs(fit(train, val, **{**options, "head_epochs": 1, "head_batch_size": 10**6}).weight - none.weight)
     np.testing.assert_allclose(step, 1e-2, rtol=1e-3)  # Adam's first step is its learning rate
+
+
+def test_a_head_that_did_not_converge_says_nothing_about_the_encoder():
+    train, val = rows(k=2, n=400), rows(seed=1, k=2, n=400)
+    assert nothing_to_hide(fit(train, val)) is None
+    short = fit(train, val, head="adam", head_epochs=0)
+    short.report["val"].update(reads=False)
+    said = nothing_to_hide(short) or ""
+    assert "was fitted by method.head=adam, which stops before it converges: try method.head=lbfgs" in said
+    assert "on this encoder" not in said
+    assert nothing_to_hide(fit(train, val, head="adam", head_lr=1e-2, head_epochs=20)) is None
 
 
 def test_it_is_stored_and_restored():

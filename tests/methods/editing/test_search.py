@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import math
 import multiprocessing
@@ -13,118 +11,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from queried import Encoder, Memory, Stop, config, make_task, run
 
-from evenhand.config.editing import GeZOConfig
-from evenhand.config.schema import TrainerConfig
-from evenhand.data.groups import Groups
 from evenhand.edits.build import build_edit
-from evenhand.errors import BudgetError, InputError, MethodError, NonFiniteLossError, ServerError
-from evenhand.methods.base import Split, Task
+from evenhand.errors import InputError, MethodError, NonFiniteLossError
 from evenhand.methods.editing.querying import Plan, Querier, QueryRows
-from evenhand.methods.editing.search import STATE, make_plan, search
-from evenhand.methods.editing.setup import fit_attribute_heads, prepare
+from evenhand.methods.editing.search import make_plan
 from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.folder import FileStore
-
-SIZE = 8
-CHECKERS = torch.from_numpy(np.indices((SIZE, SIZE)).sum(axis=0) % 2 * 2.0 - 1.0).float()
-BLOB = torch.from_numpy(np.exp(-(((np.indices((SIZE, SIZE)) - 3.5) ** 2).sum(axis=0)) / 4)).float()
-
-
-class Pictures:
-    """Images (n, 1, 8, 8): a blob for the label, a chequered texture for the group."""
-
-    shape = (1, SIZE, SIZE)
-
-    def __init__(self, pixels):
-        self.pixels = pixels
-        self.fingerprint = str(float(pixels.double().sum()))
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def batch(self, positions):
-        return self.pixels[positions]
-
-
-class Encoder:
-    """A black box: energy of the texture, size of the blob, brightness and two nuisances; fails on demand."""
-
-    dim, input_size, channels, fingerprint, differentiable = 5, (SIZE, SIZE), 1, "toy", False
-
-    def __init__(self, fail=None):
-        self.n_images, self.calls, self.fail = 0, 0, fail
-        self.seen = []
-
-    def __call__(self, images):
-        assert not torch.is_grad_enabled()
-        assert not images.requires_grad
-        self.calls += 1
-        if self.fail is not None:
-            self.fail(self.calls)
-        self.n_images += len(images)
-        self.seen.append(images.clone())
-        x = images[:, 0]
-        parts = [(x * CHECKERS).mean(dim=(1, 2)).abs() * 20, (x * BLOB).mean(dim=(1, 2)) * 20, x.mean(dim=(1, 2)) * 4]
-        return torch.stack([*parts, x[:, 0].mean(dim=1) * 4, x[:, :, 0].mean(dim=1) * 4], dim=1)
-
-
-class Memory:
-    def __init__(self):
-        self.values = {}
-
-    def get(self, key):
-        return copy.deepcopy(self.values.get(key))
-
-    def put(self, key, value):
-        self.values[key] = copy.deepcopy(value)
-
-    def append(self, key, record):
-        raise AssertionError
-
-
-def make_rows(n, seed):
-    rng = np.random.default_rng(seed)
-    group = rng.integers(0, 2, n)
-    y = (rng.random(n) < np.where(group == 1, 0.7, 0.3)).astype(np.float32)
-    noise = torch.from_numpy(rng.standard_normal((n, 1, SIZE, SIZE)).astype(np.float32)) * 0.03
-    texture = torch.from_numpy(0.03 + 0.06 * (group ^ (rng.random(n) < 0.05))).float()[:, None, None, None] * CHECKERS
-    blob = torch.from_numpy(0.15 * y)[:, None, None, None] * BLOB
-    pixels = ((0.4 + noise + texture + blob).clamp(0, 1) * 255).round() / 255
-    codes = np.where(np.arange(n) % 17 == 0, -1, group)
-    groups = {"site": Groups("site", ("a", "b"), codes.astype(np.int64))}
-    return Split(Pictures(pixels), y[:, None], groups, np.arange(n), np.arange(n))
-
-
-def make_task(n=240, n_val=120, embedder=None, store=None, seed=0):
-    plain = Encoder()
-
-    def embed(images):
-        with torch.no_grad():
-            return plain(images.batch(slice(None))).numpy()
-
-    return Task(
-        train=make_rows(n, 1), val=make_rows(n_val, 2), kind="binary", labels=("ill",), classes=(), attributes=("site",),
-        seed=seed, device=torch.device("cpu"), store=store or Memory(), embed=embed, build_model=None,
-        trainer=TrainerConfig(progress=False), batch_size=32, embedder=embedder or Encoder(),
-    )  # fmt: skip
-
-
-def config(**options):
-    small = {"family": ["spectral"], "bands": 4, "budget": 4000, "query_images": 32, "validation_images": 60, "reference_images": 80}
-    return GeZOConfig(**(small | {"refit_every": 3, "population": 6, "draws": 3, "l2_head": 0.1} | options))
-
-
-@functools.cache
-def heads():
-    """Attribute heads of the toy rows, fitted once."""
-    return {head.attribute: head for head in fit_attribute_heads(make_task(), config())}
-
-
-def run(task, options):
-    edit = build_edit(options, task.train.x.shape, task.seed)
-    setup = prepare(task, options, heads())
-    return edit, search(task, edit, setup.objective, options, (setup.train, setup.val))
 
 
 @pytest.mark.parametrize(("optimizer", "share"), [("gezo", 0.97), ("spsa", 1.0), ("cma", 0.8)])
@@ -219,13 +113,23 @@ def test_rows_of_different_purposes_do_not_overlap():
         QueryRows.draw(make_task(n=3), config(), True)
 
 
+def test_without_validation_rows_no_training_image_decides_where_none_is_asked_for():
+    task, options = make_task(n_val=0), config(budget=1500, validation_images=0)
+    assert len(QueryRows.draw(task, options, True).held_out) == 0
+    assert len(QueryRows.draw(task, config(validation_images=1), True).held_out) == 1
+    _, found = run(task, options)
+    assert all(record["held_out"] is None for record in found.history)
+    assert (found.report["held_out_images"], found.report["kept_round"]) == (0, found.report["rounds"])
+    assert any("the last edit of the search was kept" in note for note in found.notes)
+    assert not any("decided which edit" in note for note in found.notes)
+    published = make_task(n_val=0)
+    _, found = run(published, config(budget=1500, validation_images=0, objective="published", utility=0.0))
+    assert published.embedder.n_images == found.report["rounds"] * 6 * 32, "only rounds are sent: there is nothing to check"
+
+
 def test_without_validation_rows_training_images_decide_and_it_is_said():
     _, found = run(make_task(n_val=0), config(budget=1500, l2_head=0.1))
     assert any("no validation rows" in note for note in found.notes)
-
-
-class Stop(ServerError):
-    """The server went away before it took the request."""
 
 
 @pytest.mark.parametrize("optimizer", ["gezo", "spsa", "cma"])
@@ -301,13 +205,6 @@ def test_state_of_another_search_is_refused():
         run(make_task(store=store), config(budget=700, step=2.0))
     with pytest.raises(InputError, match="another encoder"):
         run(make_task(store=store, seed=3), config(budget=700))
-
-
-def test_the_encoders_own_budget_ends_the_search_with_its_state_kept(tmp_path):
-    store = Memory()
-    with pytest.raises(BudgetError):
-        run(make_task(embedder=PaidEmbedder(Encoder(), None, budget=1000), store=store), config())
-    assert store.get(STATE)["strategy"]["round"] >= 2
 
 
 def test_requests_are_sent_together_and_give_the_same(tmp_path):

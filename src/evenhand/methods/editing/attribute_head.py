@@ -6,7 +6,7 @@ By L-BFGS to convergence (``head=lbfgs``), the L2 strength chosen by log loss on
 (``head=adam``): Adam on raw embeddings, learning rate 1e-4, 50 epochs, batches of 64, no penalty.
 
 Where its AUC on rows it has not seen cannot be told from 0.5 for any group, there is nothing to hide from a linear head,
-and that is said.
+and that is said; of a head that was not fitted to convergence (``head=adam``) only that it reads nothing itself.
 """
 
 from __future__ import annotations
@@ -236,7 +236,10 @@ def nothing_to_hide(head: AttributeHead) -> str | None:
     if val["reads"]:
         return None
     found = ", ".join(f"{key} {item['value']:.3f}" for key, item in val["auc"].items() if item["value"] is not None)
+    said = f"the head of '{head.attribute}' reads no better than chance (AUC {found} on {val['n']} validation rows, the interval holds 0.5)"
+    if head.report.get("fitted_by") == "lbfgs":
+        return f"{said}: there is nothing to hide from a linear head on this encoder"
     return (
-        f"the head of '{head.attribute}' reads no better than chance (AUC {found} on {val['n']} validation rows, the interval "
-        "holds 0.5): there is nothing to hide from a linear head on this encoder"
+        f"{said}, but it was fitted by method.head={head.report.get('fitted_by', 'unknown')}, which stops before it converges: try "
+        "method.head=lbfgs, fitted to convergence, before believing that there is nothing to hide"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evenhand.config.editing import GeZOConfig
 from evenhand.edits.base import Edit
-from evenhand.errors import MethodError
+from evenhand.errors import BudgetError, MethodError, ServerError, says_not_finite
 from evenhand.methods.base import Embedder, Images, Task
 from evenhand.methods.editing.objectives import edit_norm
 from evenhand.methods.editing.strategies import Array
@@ -34,6 +34,8 @@ class Plan:
         every: rounds between checks.
         rounds: most rounds, 0 = as the budget allows.
         price: of 1000 images.
+        gone: images of the budget that the encoder no longer sends for this search: it was asked for its width, or requests were lost.
+        again: images that the encoder is sent each time a process starts, before the search.
     """
 
     budget: int
@@ -42,6 +44,8 @@ class Plan:
     every: int
     rounds: int
     price: float
+    gone: int = 0
+    again: int = 0
 
     @property
     def smallest(self) -> int:
@@ -52,7 +56,7 @@ class Plan:
     def affordable(self) -> int:
         """Rounds that the budget allows, or that are asked for, where that is less."""
         allowed, spent = 0, self.check
-        while spent + self.round + self.check <= self.budget:
+        while spent + self.round + self.check <= self.budget - self.gone:
             allowed += 1
             spent += self.round + (self.check if allowed % self.every == 0 else 0)
             if self.rounds and allowed == self.rounds:
@@ -69,18 +73,20 @@ class Plan:
         Raises:
             MethodError: the smallest budget that does is in the text.
         """
-        if self.budget < self.smallest:
+        if self.budget - self.gone < self.smallest:
+            gone = f", {self.gone} of which the encoder does not give to the search (sent before it, lost, or above its own budget)"
             raise MethodError(
-                f"budget is {self.budget} images, but one round needs {self.smallest} ({self.round} for the candidates and twice "
-                f"{self.check} to measure the edit before and after); set method.budget={self.smallest} or more, or make "
-                "method.query_images, draws, population, reference_images or validation_images smaller"
+                f"budget is {self.budget} images{gone if self.gone else ''}, but one round needs {self.smallest} ({self.round} for the "
+                f"candidates and twice {self.check} to measure the edit before and after); set "
+                f"method.budget={self.smallest + self.gone + self.again} or more, or make method.query_images, draws, population, "
+                "reference_images or validation_images smaller"
             )
 
     @property
     def most(self) -> int:
         """Images that are sent where nothing but the budget or the number of rounds ends the search."""
         rounds = self.affordable
-        return min(self.budget, self.check + rounds * self.round + -(-rounds // self.every) * self.check)
+        return min(self.budget - self.gone, self.check + rounds * self.round + -(-rounds // self.every) * self.check)
 
     def describe(self) -> str:
         """One line for the user before anything is sent."""
@@ -116,7 +122,7 @@ class QueryRows:
         if n < 4:
             raise MethodError(f"{n} training images arrived, but a search needs at least 4; add images")
         order = generator(task.seed, "query rows").permutation(n)
-        n_held = 0 if len(task.val) else max(1, min(config.validation_images, n // 4))
+        n_held = 0 if len(task.val) else min(config.validation_images, n // 4)
         n_reference = min(config.reference_images, (n - n_held) // 2) if needs_heads else 0
         held, reference, pool = np.split(order, [n_held, n_held + n_reference])
         if len(task.val):
@@ -126,6 +132,19 @@ class QueryRows:
     def batch(self, seed: int, number: int, part: int, size: int) -> Rows:
         """The training rows of one round's query batch, sorted."""
         return np.sort(generator(seed, "queries", number, part).choice(self.pool, min(size, len(self.pool)), replace=False))
+
+
+def withheld(embedder: Embedder | None, budget: int) -> tuple[int, int]:
+    """Images of a search's budget that the encoder will not send for it, and how many more every new process costs.
+
+    An encoder that is paid for (`evenhand.models.PaidEmbedder`) counts against one budget what the search asks and what it does not: a
+    question for the width of an embedding, and requests that were lost. Answers that it keeps cost nothing when they are asked again.
+    """
+    left: int | None = getattr(embedder, "left", None)
+    if left is None:
+        return 0, 0
+    gone = max(budget - left - int(getattr(embedder, "n_answers", 0)), 0)
+    return gone, int(getattr(embedder, "n_opening", 0)) if gone else 0
 
 
 def seen_rounding(edit: Edit, embedder: Embedder) -> tuple[str, str | None]:
@@ -154,6 +173,7 @@ class Querier:
 
     Attributes:
         n_images: images asked about so far, whether or not a log of paid answers had them.
+        n_stored: answers that the encoder kept when the search last stored its state; those since are of what was cut short.
     """
 
     def __init__(self, task: Task, edit: Edit, config: GeZOConfig) -> None:
@@ -165,23 +185,57 @@ class Querier:
         self.scale = edit.natural_steps().double().cpu() if config.natural_steps else torch.ones(edit.n_parameters, dtype=torch.float64)
         self.needs_norm = config.norm_weight > 0
         self.n_images = 0
+        self.n_stored = 0
+
+    @property
+    def n_answers(self) -> int:
+        """Answers that the encoder keeps, 0 where it keeps none."""
+        return int(getattr(self.embedder, "n_answers", 0))
+
+    def affords(self, n: int) -> bool:
+        """Whether the encoder's own budget has n images of what comes next; answers that it has from before a kill cost nothing.
+
+        An encoder that is paid for counts repeats, lost requests and a question for its width too, so it may have less than
+        `n_images` says.
+        """
+        left: int | None = getattr(self.embedder, "left", None)
+        return left is None or n - max(self.n_answers - self.n_stored, 0) <= left
+
+    def require(self, n: int) -> None:
+        """Refuse n images that the encoder's own budget does not have, before the first is sent.
+
+        Raises:
+            BudgetError: see `affords`.
+        """
+        if not self.affords(n):
+            left, budget = getattr(self.embedder, "left", None), getattr(self.embedder, "budget", None)
+            said = f"{n} images are needed to measure the edit, but {left} of the encoder's budget of {budget} left"
+            raise BudgetError(f"{said}; nothing of it was sent, what was answered is kept: raise the budget and go on")
 
     def place(self, point: Array) -> None:
         """Set the edit to a point (p,) in natural steps from where it began."""
         self.edit.load_vector((self.origin.cpu() + torch.from_numpy(point) * self.scale).float().to(self.origin.device))
 
-    def embed(self, images: Images, rows: Rows, points: Sequence[Array]) -> list[tuple[Tensor, Tensor | None]]:
+    def embed(
+        self, images: Images, rows: Rows, points: Sequence[Array], *, strict: bool = False
+    ) -> list[tuple[Tensor, Tensor | None]]:
         """Embeddings (b, d) and the norm of the edit, for every point on the same images.
 
         Args:
             images: where rows are looked up.
             rows: b positions.
             points: edits to try.
+            strict: an encoder that refuses embeddings that are not finite raises its error, and does not keep them; else they are NaN
+                here, and paid for once.
+
+        Raises:
+            BudgetError: the encoder's own budget ended.
+            RunError: the encoder failed.
         """
         chunks = np.array_split(rows, -(-len(rows) // max(self.task.batch_size, 1)))
         found: list[list[Tensor]] = [[] for _ in points]
         squares: list[list[Tensor]] = [[] for _ in points]
-        answers = self._answers(self._edited(images, chunks, points, squares))
+        answers = self._answers(self._edited(images, chunks, points, squares), strict)
         for number, z in enumerate(answers):
             found[number % len(points)].append(z)
         self.n_images += len(rows) * len(points)
@@ -208,24 +262,35 @@ class Querier:
         stacked = torch.stack(squares).double().cpu()
         return ((stacked * sizes).sum() / sizes.sum()).sqrt().float().to(self.task.device)
 
-    def _answers(self, requests: Iterator[Tensor]) -> Iterator[Tensor]:
+    def _answers(self, requests: Iterator[Tensor], strict: bool) -> Iterator[Tensor]:
         """Embeddings on the task's device, in order; several requests at once where the encoder can take them."""
         many: Any = getattr(self.embedder, "many", None)
+        if many is not None and not strict:
+            many = getattr(self.embedder, "many_as_answered", many)
         at_once = max(1, self.config.concurrency) if many is not None else 1
         waiting: list[Tensor] = []
         with torch.no_grad():
             for request in requests:
                 waiting.append(request)
                 if len(waiting) == 2 * at_once or many is None:
-                    yield from self._send(many, waiting)
+                    yield from self._send(many, waiting, strict)
                     waiting = []
             if waiting:
-                yield from self._send(many, waiting)
+                yield from self._send(many, waiting, strict)
 
-    def _send(self, many: Any, requests: list[Tensor]) -> Iterator[Tensor]:
-        answers = many(requests) if many is not None else [self.embedder(request) for request in requests]
+    def _send(self, many: Any, requests: list[Tensor], strict: bool) -> Iterator[Tensor]:
+        answers = many(requests) if many is not None else [self._one(request, strict) for request in requests]
         for z in answers:
             yield z.detach().float().to(self.task.device)
+
+    def _one(self, request: Tensor, strict: bool) -> Tensor:
+        """The answer of an encoder without ``many``; NaN where it refuses its own answer for not being finite."""
+        try:
+            return self.embedder(request)
+        except ServerError as error:
+            if strict or not says_not_finite(error):
+                raise
+            return torch.full((len(request), self.embedder.dim), torch.nan)
 
     def stricter(self) -> str | None:
         """Give the edit the encoder's own rounding where that is stricter; what was done, as a note."""

@@ -13,7 +13,12 @@ random candidates better, but a search by them ends higher: 32 images do not hol
 
 Query images are training rows drawn from ``generator(seed, "queries", round)``; queries are what the encoder would really be sent:
 edited, projected, rounded. State is kept after every round. A round that a kill cut short is asked again, to the byte, so a log of
-paid answers (`evenhand.models.PaidEmbedder`) has its images; images are counted as asked, so such a round still counts once.
+paid answers (`evenhand.models.PaidEmbedder`) has its images; images are counted as asked, so such a round still counts once. Such an
+encoder counts more than was asked: its width, requests that were lost or repeated. Where its own budget has too little left for a round
+and a check, the search ends as by its budget, with the best edit that was measured.
+
+A query whose embeddings or loss are not finite is left out, counted, and paid once; heads are never fitted on such embeddings. Only the
+unedited images of the first check must be finite.
 """
 
 from __future__ import annotations
@@ -29,14 +34,15 @@ import torch
 
 from evenhand.config.editing import GeZOConfig
 from evenhand.edits.base import Edit
-from evenhand.errors import InputError, NonFiniteLossError
+from evenhand.errors import BudgetError, InputError, NonFiniteLossError
 from evenhand.methods.base import Task
 from evenhand.methods.editing.facts import RowFacts
 from evenhand.methods.editing.objectives import EditObjective
-from evenhand.methods.editing.querying import Plan, Querier, QueryRows, Rows
+from evenhand.methods.editing.querying import Plan, Querier, QueryRows, Rows, withheld
 from evenhand.methods.editing.strategies import Array, build_strategy
 from evenhand.random import derive_seed
 
+HeldOut = tuple[torch.Tensor, RowFacts, torch.Tensor | None]
 SCHEMA = "evenhand.search/1"
 STATE, HEADS = "search", "search-heads"
 
@@ -68,7 +74,9 @@ def make_plan(task: Task, edit: Edit, config: GeZOConfig) -> tuple[Plan, QueryRo
     strategy = build_strategy(config, np.zeros(edit.n_parameters), 0)
     a_round = strategy.n_points * min(config.query_images, len(rows.pool))
     check = len(rows.reference) + len(rows.held_out)
-    return Plan(config.budget, a_round, check, config.refit_every, config.rounds, config.price), rows
+    # a search that has begun ends by its budget; it is not refused
+    gone, again = (0, 0) if task.store.get(STATE) is not None else withheld(task.embedder, config.budget)
+    return Plan(config.budget, a_round, check, config.refit_every, config.rounds, config.price, gone, again), rows
 
 
 def search(task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, facts: tuple[RowFacts, RowFacts]) -> Searched:
@@ -84,7 +92,8 @@ def search(task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig,
     Raises:
         MethodError: the budget is too small for one round; nothing was sent, and the smallest budget that does is in the text.
         NonFiniteLossError: the objective of the start is not finite.
-        BudgetError: the encoder's own budget ended before this one's; the state is kept.
+        BudgetError: the encoder's own budget ended before the start was measured; later it ends the search as this one's does.
+        RunError: the encoder failed; the state is kept, and a second call goes on.
     """
     plan, rows = make_plan(task, edit, config)
     plan.require()
@@ -118,6 +127,7 @@ class _Search:
         self.restarts = self.failed = 0
         self.history: list[dict[str, Any]] = []
         self.ended: str | None = None
+        self.unmeasured = False
         self.digest = self._digest()
 
     def _digest(self) -> str:
@@ -144,23 +154,37 @@ class _Search:
         if self.ended is None and not self.history:
             self.task.report(f"search in {len(self.strategy.start)} parameters: {self.plan.describe()}")
         while self.ended is None:
-            if self.checked < self.strategy.round and self.strategy.round % self.config.refit_every == 0:
-                self._check()
-            self.ended = self._ending()
-            if self.ended is None:
-                self._round()
-            self._save()
+            try:
+                self._advance()
+            except BudgetError:
+                if self.checked < 0:
+                    raise
+                self.ended = "budget"
         if self.checked < self.strategy.round and self.judged:
+            try:
+                self._check()
+                self._save()
+            except BudgetError:
+                self.unmeasured = True
+        return self._outcome()
+
+    def _advance(self) -> None:
+        """A check where one is due, and a round unless something ends them."""
+        if self.checked < self.strategy.round and self.strategy.round % self.config.refit_every == 0:
             self._check()
             self._save()
-        return self._outcome()
+        self.ended = self._ending()
+        if self.ended is None:
+            self._round()
+        self._save()
 
     def _ending(self) -> str | None:
         """Why no further round is made, None where one is; restarts a search that has shrunk."""
         config, done = self.config, self.strategy.round
         if config.rounds and done >= config.rounds:
             return "rounds"
-        if self.querier.n_images + self.plan.round + self.plan.check > self.plan.budget:
+        needed = self.plan.round + self.plan.check
+        if self.querier.n_images + needed > self.plan.budget or not self.querier.affords(needed):
             return "budget"
         if self.judged and config.patience and self.checked == done and done - self.best_round >= config.patience:
             return "patience"
@@ -199,44 +223,58 @@ class _Search:
     def _check(self) -> None:
         """Heads on reference images and the objective on held-out ones, both under the current edit; keep it if it is the best."""
         point, number = self.strategy.current, self.strategy.round
-        finite = True
-        if len(self.rows.reference):
-            z = self.querier.embed(self.task.train.x, self.rows.reference, [point])[0][0]
-            finite = bool(torch.isfinite(z).all())
+        self.querier.require(self.plan.check)
+        first, finite = number == 0, True
+        reference, held_out = self._checked_images(point, strict=first)
+        if reference is not None:
+            finite = bool(torch.isfinite(reference).all())
             if finite:
-                self.objective.refit(z, _take(self.facts[0], self.rows.reference))
+                self.objective.refit(reference, _take(self.facts[0], self.rows.reference))
                 self.task.store.put(HEADS, {"round": number, "state": self.objective.state()})
-        value = self._held_out(point) if self.judged else math.nan
+        value = math.nan if held_out is None else self._value(*held_out)
         self.checked = number
-        if number == 0:
+        failed = not finite or (self.judged and not math.isfinite(value))
+        if first:
             self.first_value = value
-            if not finite or (self.judged and not math.isfinite(value)):
+            if failed:
                 raise NonFiniteLossError(
                     "the objective of unedited images is not finite, so there is nothing to improve on; check the encoder's embeddings "
                     "and the labels of the validation rows"
                 )
         if finite and value < self.best_value:
             self.best, self.best_value, self.best_round = point.copy(), value, number
-        if number == 0:
+        if first:
             self.history.append(_record(0, self.strategy.step))
-        self.history[-1].update(held_out=_finite(value), images=self.querier.n_images)
+        self.failed += failed
+        failures = self.history[-1]["failed"] + failed
+        self.history[-1].update(held_out=_finite(value), images=self.querier.n_images, failed=failures)
         if self.judged:
             spent = f"{self.querier.n_images} of {self.plan.budget} images"
             self.task.report(f"round {number}: held-out objective {value:.4f}, best {self.best_value:.4f}, {spent}")
 
-    def _held_out(self, point: Array) -> float:
-        in_val = self.rows.held_out_is_val
-        split = self.task.val if in_val else self.task.train
-        facts = _take(self.facts[1 if in_val else 0], self.rows.held_out)
-        z, norm = self.querier.embed(split.x, self.rows.held_out, [point])[0]
-        return self._value(z, facts, norm)
+    def _checked_images(self, point: Array, strict: bool) -> tuple[torch.Tensor | None, HeldOut | None]:
+        """Embeddings of the reference images, and of the held-out ones with their facts and norm; None where there are no such images.
+
+        All are there before heads change, so that a check that is cut short changes nothing.
+        """
+        reference, held_out = None, None
+        if len(self.rows.reference):
+            reference = self.querier.embed(self.task.train.x, self.rows.reference, [point], strict=strict)[0][0]
+        if self.judged:
+            in_val = self.rows.held_out_is_val
+            split, facts = (self.task.val, self.facts[1]) if in_val else (self.task.train, self.facts[0])
+            z, norm = self.querier.embed(split.x, self.rows.held_out, [point], strict=strict)[0]
+            held_out = (z, _take(facts, self.rows.held_out), norm)
+        return reference, held_out
 
     def _save(self) -> None:
+        self.querier.n_stored = self.querier.n_answers
         state = {
             "schema": SCHEMA,
             "digest": self.digest,
             "strategy": self.strategy.state(),
             "images": self.querier.n_images,
+            "answers": self.querier.n_stored,
             "best": torch.from_numpy(self.best.copy()),
             "best_value": self.best_value,
             "best_round": self.best_round,
@@ -260,6 +298,7 @@ class _Search:
             )
         self.strategy.load_state(state["strategy"])
         self.querier.n_images = int(state["images"])
+        self.querier.n_stored = int(state.get("answers", self.querier.n_answers))
         self.best, self.best_value = state["best"].numpy().copy(), float(state["best_value"])
         self.best_round, self.first_value = int(state["best_round"]), float(state["first_value"])
         self.checked, self.restarts, self.failed = int(state["checked"]), int(state["restarts"]), int(state["failed"])
@@ -300,6 +339,11 @@ class _Search:
         doubts = []
         if self.failed:
             doubts.append(f"{self.failed} queries gave embeddings or losses that are not finite; they were left out")
+        if self.unmeasured:
+            doubts.append(
+                f"the encoder's budget had too little left to measure the edit of round {self.strategy.round}: it counts lost and repeated "
+                f"requests too; the best edit that was measured is kept, of round {self.best_round}"
+            )
         if self.judged and self.best_round == 0:
             doubts.append("no edit of the search had a lower held-out objective than unedited images, so the edit is the identity")
         if self.judged and not self.rows.held_out_is_val:
