@@ -96,9 +96,8 @@ class ServerError(RunError):
         self.maybe_billed = maybe_billed
 
 
-def says_not_finite(error: BaseException) -> bool:
-    """Whether a server answered, and may bill it, but with embeddings that are NaN or infinite: as `RemoteEmbedder` says it."""
-    return isinstance(error, ServerError) and error.maybe_billed and "are not finite; nothing of this request is kept" in error.summary
+class NotFiniteError(ServerError):
+    """A server answered, and may bill it, but with embeddings that are NaN or infinite."""
 
 
 class ProtocolError(InputError):

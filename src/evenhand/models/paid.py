@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evenhand.errors import BudgetError, InputError, RunError, ServerError, says_not_finite
+from evenhand.errors import BudgetError, InputError, NotFiniteError, RunError, ServerError
 from evenhand.models.paid_log import ResponseLog
 
 if TYPE_CHECKING:
@@ -355,8 +355,8 @@ class PaidEmbedder:
                 images = batch.detach() if len(rows) == len(batch) else batch.detach()[rows]
                 try:
                     self._ask(images, partial(self._keep, strict, keys, out))
-                except ServerError as error:
-                    if strict or not says_not_finite(error):
+                except NotFiniteError:
+                    if strict:
                         raise
                     self._keep(strict, keys, out, len(out), np.full((len(keys) - len(out), self.dim), np.nan, np.float32))
             if len(out) != len(keys):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from evenhand.config.schema import ModelConfig
-from evenhand.errors import InputError, RunError, ServerError
+from evenhand.errors import InputError, NotFiniteError, RunError, ServerError
 from evenhand.models.adapters import CxrFoundation, MedImageInsight
 from evenhand.models.connection import Connection
 from evenhand.models.image_formats import FORMATS, Values
@@ -265,7 +265,7 @@ class RemoteEmbedder:
         n_bad = int((~np.isfinite(rows).all(axis=1)).sum())
         if n_bad:
             text = f"{n_bad} of {n} embeddings from {where} are not finite; nothing of this request is kept, check the server's model"
-            raise ServerError(text, maybe_billed=True)
+            raise NotFiniteError(text, maybe_billed=True)
         with self._lock:
             if self._dim is None:
                 self._dim = rows.shape[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from queried import SIZE, Encoder, Memory, Stop, config, make_task, run
 
-from evenhand.errors import MethodError, RunError, ServerError
+from evenhand.errors import MethodError, NotFiniteError, RunError, ServerError
 from evenhand.models.paid import PaidEmbedder
 
 
@@ -119,7 +119,7 @@ class Refusing(Sick):
     def __call__(self, images):
         z = super().__call__(images)
         if not torch.isfinite(z).all():
-            raise ServerError("1 of 3 embeddings from x are not finite; nothing of this request is kept, check", maybe_billed=True)
+            raise NotFiniteError("1 of 3 embeddings from x are not finite; nothing of this request is kept, check", maybe_billed=True)
         return z
 
 
@@ -177,7 +177,7 @@ def test_a_check_that_is_not_finite_is_counted_and_its_edit_not_kept(kind):
             z = super().__call__(images)
             if 5 + 3 * 6 < self.calls <= 5 + 3 * 6 + 5:
                 if kind is Refusing:
-                    raise ServerError("2 embeddings are not finite; nothing of this request is kept", maybe_billed=True)
+                    raise NotFiniteError("2 embeddings are not finite; nothing of this request is kept", maybe_billed=True)
                 z = z * float("nan")
             return z
 

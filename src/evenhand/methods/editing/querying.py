@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evenhand.config.editing import GeZOConfig
 from evenhand.edits.base import Edit
-from evenhand.errors import BudgetError, MethodError, ServerError, says_not_finite
+from evenhand.errors import BudgetError, MethodError, NotFiniteError
 from evenhand.methods.base import Embedder, Images, Task
 from evenhand.methods.editing.objectives import edit_norm
 from evenhand.methods.editing.strategies import Array
@@ -287,8 +287,8 @@ class Querier:
         """The answer of an encoder without ``many``; NaN where it refuses its own answer for not being finite."""
         try:
             return self.embedder(request)
-        except ServerError as error:
-            if strict or not says_not_finite(error):
+        except NotFiniteError:
+            if strict:
                 raise
             return torch.full((len(request), self.embedder.dim), torch.nan)
 
