@@ -129,6 +129,31 @@ def test_the_table_of_runs_marks_the_chosen_one() -> None:
     assert shown[2].split(maxsplit=1)[1] == "peft is not installed"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "mark", "said", "unsaid"),
+    [
+        ({"rates": [[1e-3, 0.8], [1e-2, 0.7]]}, "full (at 0.001, the best of 2 rates)", "the best on validation rows is shown", "fold"),
+        ({"rates": [[1e-3, 0.8], [1e-2, 0.7]], "rate": 1e-3, "rates_on": "val"}, "full (at 0.001, the best of 2 rates)",
+         "the best on validation rows is shown", "fold"),
+        ({"rates": [[1e-3, 0.8], [1e-2, 0.7]], "rate": 1e-3, "rates_on": "fold"}, "full (at 0.001, the best of 2 rates)",
+         "first fold did, and the best rate was trained once more", "the best on validation rows is shown"),
+        ({"rates": [], "rate": 1e-2, "rates_on": None}, "full (at 0.01, untuned)", "The comparison is with an untuned one",
+         "the best of 2 rates"),
+        ({"rates": []}, "full", "Finalists are the best masks", "learning rate for fixed choices"),
+    ],
+)
+def test_the_page_says_what_chose_the_rate_of_a_fixed_choice(
+    chosen: dict[str, Any], mark: str, said: str, unsaid: str, tmp_path: Path
+) -> None:
+    found = record()
+    found["tested"]["runs"]["full"] |= chosen
+    assert mark in [row.name for row in finalist_table(found).rows]
+    page = written(found, tmp_path)
+    tested = page[page.index("On test rows") : page.index("What was tried</h2>")]
+    assert said in tested
+    assert unsaid not in tested
+
+
 def test_a_run_that_has_collapsed_on_test_rows_is_called_so(tmp_path: Path) -> None:
     found = record()
     found["tested"]["runs"]["trial-4"] |= {"collapsed": True, "collapse": ["ill: the scores are not shown to be better than chance."]}

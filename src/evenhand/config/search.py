@@ -81,9 +81,9 @@ class SearchConfig:
     storage_wait: float = opt(300.0, "seconds to wait for a storage that has gone away", "seconds", low=0)
     finalists: int = opt(3, "best trials that are trained again at the end and tested, the chosen one first; 0 = none", low=0)
     baselines: list[str] = opt(["full", "head"], "what the finalists are compared with, the first one in pairs: full, head, attention, "
-                               "norms, bitfit, random, lora, or a method's name")
-    baseline_rates: list[float] = opt([], "learning rates of the fixed masks among them; of each mask the best rate by the first objective "
-                                      "on validation rows is shown. Empty: trainer.lr, and the rate that the search chose", low=0)
+                               "norms, bitfit, random, lora, scratch (everything, from random weights), or a method's name")
+    baseline_rates: list[float] = opt([], "learning rates of the fixed masks and of scratch among them; of each the best rate by the first "
+                                      "objective on validation rows is shown. Empty: trainer.lr, and the rate that the search chose", low=0)
     audit: AuditConfig = field(default_factory=AuditConfig)
     seed: int = opt(0, "seed of every random stream")
     out: Optional[str] = opt(None, "folder of the search; default: runs/<time>-search")

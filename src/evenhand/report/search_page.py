@@ -95,11 +95,7 @@ def _tested_parts(record: Json) -> list[Part]:
         f"Finalists are the best masks on validation rows, trained once more. The drop is the change of {first['name']} from validation "
         "rows (of finalists: as the search judged them) to test rows, below 0 where it is worse there."
     )
-    if any(one.get("rates") for one in tested["runs"].values()):
-        said += (
-            " Fixed masks were trained at several learning rates, and the best on validation rows is shown: a searched rate is "
-            "no merit of the mask."
-        )
+    said += _rates_said(tested["runs"])
     if tested.get("reference"):
         said += f" Differences are to {tested['reference']}, on the same patients."
     parts = [Part(text=said, table=finalist_table(record)), Part(figures=tuple(difference_picture(record)))]
@@ -107,6 +103,20 @@ def _tested_parts(record: Json) -> list[Part]:
     if tested.get("compare"):
         parts.append(Part(text=f"Every metric of every group, with audit-grade intervals: {tested['compare']}."))
     return parts
+
+
+def _rates_said(runs: Mapping[str, Json]) -> str:
+    """How the learning rates of fixed choices were found; nothing where there was none to find."""
+    kinds = {one.get("rates_on", "val") for one in runs.values() if one.get("rates") or "rates_on" in one}
+    said = {
+        "val": " Fixed choices were trained at several learning rates, and the best on validation rows is shown: a searched rate is no "
+               "merit of the mask.",
+        "fold": " Fixed choices were trained at several learning rates. The data set has no validation rows that could choose one, so "
+                "those of the search's first fold did, and the best rate was trained once more: a searched rate is no merit of the mask.",
+        None: " No validation rows could choose a learning rate for fixed choices, so each was trained at one. The comparison is with an "
+              "untuned one: what the chosen mask gains on it may be its searched rate.",
+    }
+    return "".join(text for kind, text in said.items() if kind in kinds)
 
 
 def finalist_table(record: Json) -> Table:
@@ -120,6 +130,7 @@ def finalist_table(record: Json) -> Table:
     for name, one in runs.items():
         marks = ["chosen"] * (name == f"trial-{record['best']}") + ["collapsed"] * bool(one.get("collapsed"))
         marks += [f"at {rate:.2g}, the best of {len(one['rates'])} rates" for rate, _ in one.get("rates", [])[:1]]
+        marks += [f"at {one['rate']:.2g}, untuned" for kind in [one.get("rates_on", "val")] if kind is None]
         title = f"{name} ({', '.join(marks)})" if marks else name
         if "failed" in one:
             rows.append(Row(title, (), merged=str(one["failed"])))

@@ -4,6 +4,9 @@
     difference  = objective(test, run) - objective(test, first baseline), paired: both on the same patients
 
 The validation value of a mask that was chosen for it is too good; the drop is the paper's "fairness generalisation gap".
+
+A fixed choice is shown at the best of several learning rates by validation rows: those of the data set, else, with
+``outer=cv``, those of the search's first fold; where neither can estimate the objective, it is trained at one rate and called untuned.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from evenhand.runs.compare import compare
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.results import stored_thresholds
 from evenhand.runs.task import Rows, read_rows
-from evenhand.runs.train import train
+from evenhand.runs.train import train, train_fold
 from evenhand.search import MAXIMISED, Scorer, TrialRecord, objectives_of
 from evenhand.training.settings import peak_lr
 
@@ -48,16 +51,22 @@ DECIDED = ("worst_accuracy", "accuracy_gap", "equalized_odds", "demographic_pari
 SHOWN = ("auc", "worst_auc", "auc_gap", "equalized_odds")
 """Objectives that are shown of every run, beside those of the search."""
 
+SCRATCH = "scratch"
+"""The baseline that trains everything from random weights; no mask, since what a mask freezes is the checkpoint's."""
+FIXED = (*FIXED_MASKS, SCRATCH)
+"""Baselines that are tried at several learning rates."""
+
 Array = npt.NDArray[np.float64]
 
 
 def baseline_method(name: str, mask: Path, warm_head: bool = False, other_weights: bool = False) -> MethodConfig:
-    """The method of a baseline: a fixed mask's name, or a method's.
+    """The method of a baseline: a fixed mask's name, ``scratch``, or a method's.
 
     Args:
         name: its name; a random mask has the size of the search's.
         mask: the mask that the search chose.
         warm_head: a fixed mask begins with a fitted head, as the search's trials did: else they would not be comparable.
+            Not from scratch: that head is fitted on embeddings of the checkpoint.
         other_weights: the network may begin with other weights than the search's mask is of.
 
     Raises:
@@ -67,9 +76,11 @@ def baseline_method(name: str, mask: Path, warm_head: bool = False, other_weight
         if name != "random":
             return FinetuneConfig(mask=name, warm_head=warm_head)
         return FinetuneConfig(mask=name, mask_like=str(mask), mask_other_weights=other_weights, warm_head=warm_head)
+    if name == SCRATCH:
+        return FinetuneConfig(from_scratch=True)
     if name not in METHOD_CONFIGS:
-        known = [*FIXED_MASKS, *METHOD_CONFIGS]
-        raise ConfigError(f"baselines={name} is neither a fixed mask nor a method; {nearest(name, known)}")
+        known = [*FIXED, *METHOD_CONFIGS]
+        raise ConfigError(f"baselines={name} is neither a fixed mask nor a method nor {SCRATCH}; {nearest(name, known)}")
     return METHOD_CONFIGS[name]()
 
 
@@ -85,19 +96,22 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     Returns:
         ``runs``: name -> folder, kind, validation and test values of every objective shown, drop, paired difference,
         whether it has collapsed on test rows, and of a fixed mask ``rates``: each learning rate that was tried with its
-        validation value (None where it failed), the best first, which is the run shown; ``reference``; ``compare``: the page
-        with all metrics. A baseline that failed at every rate has ``failed`` instead.
+        validation value (None where it failed), the best first, which is the run shown (empty where there was no choice);
+        where there was one to make, ``rate`` is the run's and ``rates_on`` the rows that made it: ``val``, ``fold``, or None
+        where none could; ``reference``; ``compare``: the page with all metrics; ``notes``: sentences. A baseline that failed
+        at every rate has ``failed`` instead.
     """
     seeds = [config.seed + k for k in range(config.folds)] if config.outer == "seeds" else None
     trainings = _trainings(run, base, config, finalists, seeds)
     searched = {f"trial-{trial.number}": trial.values[0] for trial in finalists}
     found: dict[str, Any] = {}
     done: dict[str, _Candidate] = {}
+    rates_on = _rates_on(config)
     for name, alternatives in trainings.items():
         kind = "baseline" if name in config.baselines else "finalist"
         found[name] = {"kind": kind}
         try:
-            done[name] = _best_of(name, alternatives, config)
+            done[name] = _best_of(name, alternatives, config, rates_on)
         except EvenhandError as error:
             if kind == "finalist":
                 raise
@@ -108,10 +122,12 @@ def judge_finalists(run: RunFolder, base: TrainConfig, config: SearchConfig, fin
     for name, one in done.items():
         found[name] |= {"folder": one.run.root.relative_to(run.root).as_posix(), **collapse_of(one.run)}
         found[name] |= {"rates": one.rates, **one.judged.values(names, searched.get(name))}
+        if len(trainings[name]) > 1:
+            found[name] |= {"rate": one.rate, "rates_on": rates_on}
         if reference is not None and name != reference:
             found[name]["difference"] = one.judged.difference(done[reference].judged, config)
     page = _compare(run, {name: one.run for name, one in done.items()}, reference, base)
-    return {"runs": found, "reference": reference, "compare": page}
+    return {"runs": found, "reference": reference, "compare": page, "notes": _rate_notes(found, config)}
 
 
 @dataclass(frozen=True)
@@ -121,49 +137,92 @@ class _Candidate:
     Attributes:
         run: its folder.
         judged: its predictions.
-        value: of the first objective, on validation rows.
         rate: learning rate of a fixed mask.
         rates: (learning rate, value) of all that were tried, this one first; empty where there was no choice.
     """
 
     run: RunFolder
     judged: _Judged
-    value: float | None
     rate: float | None
     rates: tuple[tuple[float | None, float | None], ...] = ()
 
 
-def _best_of(name: str, alternatives: Sequence[TrainConfig], config: SearchConfig) -> _Candidate:
-    """Train one network at every rate; the best of them by the first objective on validation rows.
+def _best_of(name: str, alternatives: Sequence[TrainConfig], config: SearchConfig, rates_on: str | None) -> _Candidate:
+    """Train one network at the best of its rates by the first objective on validation rows; at the first one where no rows can choose.
+
+    Args:
+        name: of the finalist or baseline.
+        alternatives: its options at every rate.
+        config: the search's options.
+        rates_on: the rows that choose, as `_rates_on` says.
 
     Raises:
         EvenhandError: none of them could be trained; the first one's.
     """
-    tried: list[_Candidate] = []
+    if len(alternatives) < 2 or rates_on is None:
+        log.info("train and test: %s", name)
+        run = train(alternatives[0])
+        return _Candidate(run, _Judged(run, config), _rate(alternatives[0]))
+    fold = (0, config.folds) if rates_on == "fold" else None
+    tried: list[tuple[float | None, float | None, TrainConfig, RunFolder]] = []
     failed: list[tuple[float | None, EvenhandError]] = []
     for options in alternatives:
         rate = _rate(options)
-        log.info("train and test: %s", name if len(alternatives) < 2 else f"{name} at {rate:.3g}")
+        log.info("train and %s: %s at %.3g", "judge on the first fold" if fold else "test", name, rate)
         try:
-            run = train(options)
+            run = train_fold(replace(options, out=f"{options.out}-fold=0"), fold) if fold else train(options)
         except EvenhandError as error:
             failed.append((rate, error))
             continue
-        judged = _Judged(run, config)
-        tried.append(_Candidate(run, judged, judged.values((config.objective,))["val"][config.objective], rate))
+        value = _Judged(run, config, fold).values((config.objective,))["val"][config.objective]
+        tried.append((rate, value, options, run))
     if not tried:
         raise failed[0][1]
     for rate, why in failed:
         log.warning("%s at %.3g: %s", name, rate, why.summary)
     sign = 1 if config.objective in MAXIMISED else -1
-    tried.sort(key=lambda one: -math.inf if one.value is None else sign * one.value, reverse=True)
-    rates = (*((one.rate, one.value) for one in tried), *((rate, None) for rate, _ in failed))
-    return replace(tried[0], rates=rates if len(alternatives) > 1 else ())
+    tried.sort(key=lambda one: -math.inf if one[1] is None else sign * one[1], reverse=True)
+    rates = (*((rate, value) for rate, value, *_ in tried), *((rate, None) for rate, _ in failed))
+    best, _, options, run = tried[0]
+    if fold:
+        log.info("train and test: %s at %.3g", name, best)
+        run = train(options)
+    return _Candidate(run, _Judged(run, config), best, rates)
+
+
+def _rates_on(config: SearchConfig) -> str | None:
+    """The validation rows that choose a learning rate: ``val``, the data set's; ``fold``, those of the search's first fold; None can."""
+    if config.outer != "cv":
+        return "val"  # a search without them was refused
+    known = {"val": None, "fold": (0, config.folds)}
+    rows = {name: read_rows(config.data, config.seed, redraw=False, fold=fold) for name, fold in known.items()}
+    return next((name for name, one in rows.items() if _can_judge(one, config)), None)
+
+
+def _can_judge(rows: Rows, config: SearchConfig) -> bool:
+    """Whether the first objective can be estimated on validation rows, of whatever model."""
+    split = rows.take("val")
+    names = rows.data.spec.classes if rows.kind == "multiclass" else rows.labels
+    same = pd.DataFrame(np.full((len(split), len(names)), 0.5), columns=[f"y_score_{name}" for name in names])
+    return _Part(rows, split, same, {}, config).value(config.objective) is not None
+
+
+def _rate_notes(found: Mapping[str, Mapping[str, Any]], config: SearchConfig) -> list[str]:
+    """Sentences on fixed choices whose learning rate was not chosen on the data set's validation rows."""
+    said = {
+        "fold": f"the data set has no validation rows that could choose a learning rate by {config.objective}, so those of the search's "
+                "first fold did, and the best rate was trained once more",
+        None: f"no validation rows could choose a learning rate by {config.objective}, not even those of the search's first fold, so each "
+              "was trained at one: the comparison is with an untuned one",
+    }
+    of = {rows: [name for name, one in found.items() if one.get("rates_on", "val") == rows] for rows in said}
+    return [f"{', '.join(of[rows])}: {text}" for rows, text in said.items() if of[rows]]
 
 
 def _rate(options: TrainConfig) -> float | None:
-    """The learning rate of a fixed mask; None of another method."""
-    fixed = isinstance(options.method, FinetuneConfig) and options.method.mask in FIXED_MASKS
+    """The learning rate of a fixed mask or from scratch; None of another method."""
+    method = options.method
+    fixed = isinstance(method, FinetuneConfig) and (method.mask in FIXED_MASKS or method.from_scratch)
     return peak_lr(options.trainer, options.data.batch_size) if fixed else None
 
 
@@ -180,7 +239,7 @@ def _trainings(
         # a random mask is of the size of the one chosen, which may be another one after more trials
         folder = run.root / "runs" / (f"{name}-as-{best.stem}" if name == "random" else name)
         own = replace(base, method=method, seeds=seeds, out=str(folder))
-        found[name] = _at_rates(own, config, finalists[0]) if name in FIXED_MASKS else [own]
+        found[name] = _at_rates(own, config, finalists[0]) if name in FIXED else [own]
     for trial in finalists:
         name = f"trial-{trial.number}"
         path = str(run.root / "masks" / f"{name}.json")
@@ -229,12 +288,12 @@ def _compare(run: RunFolder, done: Mapping[str, RunFolder], reference: str | Non
 class _Judged:
     """One run, judged as the search judges: on validation and on test rows, at the threshold of the validation rows."""
 
-    def __init__(self, run: RunFolder, config: SearchConfig) -> None:
+    def __init__(self, run: RunFolder, config: SearchConfig, fold: tuple[int, int] | None = None) -> None:
         self.config = config
         self.parts: dict[str, list[_Part]] = {"val": [], "test": []}
         for one in run.seeds:
             seed = int(one.info["seed"])
-            rows = read_rows(config.data, seed, redraw=len(run.seeds) > 1)
+            rows = read_rows(config.data, seed, redraw=len(run.seeds) > 1, fold=fold)
             table = pd.read_parquet(one.root / "predictions.parquet")
             for split, parts in self.parts.items():
                 parts.append(_Part(rows, rows.take(split), table[table["split"] == split], stored_thresholds(one), config))
