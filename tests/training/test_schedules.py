@@ -86,3 +86,8 @@ def test_plateau_continues_from_its_state():
         one.update(value)
         two.update(value)
     assert one.state_dict() == two.state_dict()
+
+
+def test_a_peak_below_the_floor_does_not_rise_to_it():
+    trainer = TrainerConfig(max_epochs=10, min_lr=1e-6)
+    assert [learning_rate(epochs, trainer, 1e-7) for epochs in (0, 5, 10)] == [1e-7] * 3

@@ -16,7 +16,7 @@ def learning_rate(epochs: float, trainer: TrainerConfig, peak: float) -> float:
     - warm-up, epochs < W: linear p * (r + (1 - r) * epochs / W) with r = ``warmup_share`` (0 where it is not given), or
       constant ``warmup_lr`` (r * p where r is given);
     - constant and plateau: p (a plateau's drops come from `Plateau`);
-    - cosine: min_lr + (p - min_lr) * (1 + cos(pi * s / (E - W))) / 2;
+    - cosine: m + (p - m) * (1 + cos(pi * s / (E - W))) / 2 with m = min(min_lr, p), so that it never rises;
     - step: p * gamma ** floor(s / step_size);
     - exponential: p * gamma ** floor(s).
 
@@ -37,7 +37,8 @@ def learning_rate(epochs: float, trainer: TrainerConfig, peak: float) -> float:
     since = epochs - trainer.warmup_epochs
     if trainer.schedule == "cosine":
         share = min(1.0, since / max(trainer.max_epochs - trainer.warmup_epochs, 1e-12))
-        return trainer.min_lr + (peak - trainer.min_lr) * (1.0 + math.cos(math.pi * share)) / 2.0
+        low = min(trainer.min_lr, peak)
+        return low + (peak - low) * (1.0 + math.cos(math.pi * share)) / 2.0
     if trainer.schedule == "step":
         return peak * trainer.gamma ** math.floor(since / trainer.step_size)
     if trainer.schedule == "exponential":
