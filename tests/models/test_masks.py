@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -223,13 +224,53 @@ def test_a_file_that_is_no_mask_is_refused(vit, tmp_path, text, said):
         read_mask(tmp_path / "mask.json", vit)
 
 
-@pytest.mark.parametrize(("field", "value"), [("train", "false"), ("train", 1), ("lora_rank", 4.5), ("lr_scale", "1"), ("lr_scale", None)])
-def test_a_part_of_other_types_is_refused_not_guessed(vit, tmp_path, field, value):
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("train", "false", "'false', but must be true or false"),
+        ("train", 1, "1, but must be true or false"),
+        ("lora_rank", 4.5, r"4\.5, but must be a whole number"),
+        ("lora_rank", True, "True, but must be a whole number"),
+        ("lr_scale", "1", "'1', but must be a number"),
+        ("lr_scale", None, "None, but must be a number"),
+        ("name", [1], r"\[1\], but must be text"),
+        ("parameters", "ab", "'ab', but must be a list of parameters' names"),
+        ("parameters", [[1]], r"\[\[1\]\], but must be a list of parameters' names"),
+    ],
+)
+def test_a_part_of_other_types_is_refused_not_guessed(vit, tmp_path, field, value, said):
     record = json.loads(mask_of(vit, [1] * 6).to_json())
     record["parts"][2][field] = value
     (tmp_path / "mask.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"block0\.mlp|not a complete mask"):
+    with pytest.raises(InputError, match=rf"mask\.json is not a complete mask: parts\[2\]\.{field} is {said}; give a mask\.json"):
         read_mask(tmp_path / "mask.json", vit)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("space", 5, "text, the name of its search space"),
+        ("parts", {"name": "a"}, "a list with an object a part"),
+        ("parts", ["block0"], "a list with an object a part"),
+        ("seed", "a", "a whole number"),
+        ("seed", None, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("model_hash", 5, "text, empty where the network is not known"),
+        ("model_hash", None, "text, empty where the network is not known"),
+        ("data_hash", ["d"], "text, empty where it was searched on no data"),
+        ("study", 1, "text or null"),
+        ("trial", 1.5, "a whole number or null"),
+        ("architecture", {}, "text or null"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_not_guessed(vit, tmp_path, field, value, rule):
+    record = json.loads(mask_of(vit, [1] * 6).to_json())
+    (tmp_path / "mask.json").write_text(json.dumps(record | {field: value}))
+    said = re.escape(f"mask.json is not a complete mask: {field} is {value!r}, but must be {rule}; give a mask.json that a search wrote")
+    with pytest.raises(InputError, match=said):
+        read_mask(tmp_path / "mask.json", vit)
+    with pytest.raises(InputError, match=re.escape(f"{field} is {value!r}, but must be {rule}")):
+        Mask.from_json((tmp_path / "mask.json").read_text())
 
 
 def test_the_share_of_another_network_is_refused(vit):

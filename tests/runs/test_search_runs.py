@@ -281,6 +281,7 @@ def test_what_is_refused_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
     assert "trainer.precision=fp16 needs a GPU" in refused("trainer.precision=fp16")
     assert "trainer.max_epochs is 0" in refused("trainer.max_epochs=0")
     assert "threshold 'foo' is not one of" in refused("threshold=foo", "finalists=0")
+    assert "none of 'norms' can (they have no matrices)" in refused("space=norms", "lora_ranks=0,4")
     for option in ("trainer.limit_batches=1", "trainer.overfit_batches=1"):
         assert "judges its trials on all of them" in refused(option)
 

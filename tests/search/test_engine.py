@@ -6,12 +6,16 @@ import json
 import re
 import threading
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import optuna
 import pytest
+import torch
+from timm import create_model
 
 from evenhand.errors import ConfigError, DiskFullError, InputError, MethodError, RunError
+from evenhand.models.masks import apply_mask
 from evenhand.search import load_study, run_search
 from evenhand.search.storage import find_address, open_storage
 
@@ -291,8 +295,6 @@ def test_seeds_are_averaged(search, lab):
 
 
 def test_bad_input_is_refused_before_any_trial(search, lab):
-    from dataclasses import replace
-
     import numpy as np
 
     from evenhand.data.groups import Groups
@@ -319,6 +321,42 @@ def test_bad_input_is_refused_before_any_trial(search, lab):
     for options, said in (({"lr_low": 0.1, "lr_high": 0.01}, "the first not above the second"), ({"lora_ranks": [4]}, "nothing to choose")):
         with pytest.raises(ConfigError, match=said):
             search(**options)
+
+
+def small_beit(n_outputs, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model("beit_base_patch16_224", num_classes=n_outputs, img_size=32, depth=2, embed_dim=24, num_heads=2)
+
+
+def test_ranks_are_searched_only_where_the_network_can_have_them(lab, tmp_path):
+    class Applying(lab.Trainer):
+        def __call__(self, model, mask, *arguments, **options):
+            apply_mask(model, mask)
+            return super().__call__(model, mask, *arguments, **options)
+
+    def factory(k):
+        return replace(lab.make_task(k), build_model=small_beit)
+
+    lines = []
+    config = lab.make_config(tmp_path / "a", n_trials=6, lora_ranks=[0, 4, 8])
+    result = run_search(factory, config, report=lines.append, train=Applying(str(tmp_path / "a.log")))
+    note = "2 of 6 parts can have no LoRA rank, since the network reads a matrix of theirs without calling its layer (block0.attention"
+    assert lines[0].startswith(note)
+    assert [text for text in result.notes if text.startswith(note)] == [lines[0]]
+    assert [trial.state for trial in result.trials] == ["complete"] * 6
+    chosen = {name.split(".")[1]: set() for name in lab.GOOD}
+    for trial in result.trials:
+        for name in lab.GOOD:
+            chosen[name.split(".")[1]].add(trial.params[name])
+    assert chosen["attention"] | chosen["norms"] <= {0, -1}
+    assert chosen["mlp"] & {4, 8}
+
+
+def test_ranks_that_no_part_can_have_are_refused_before_there_is_a_study(search, lab, tmp_path):
+    with pytest.raises(MethodError, match=r"none of 'blocks' can .*choose a space with parts that can: mlp"):
+        search(factory=lambda k: replace(lab.make_task(k), build_model=small_beit), space="blocks", lora_ranks=[0, 4])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_ends_the_search_and_leaves_the_study_readable(search, tmp_path, monkeypatch):

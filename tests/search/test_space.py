@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import optuna
 import pytest
+import torch
 from timm import create_model
 
 from evenhand.config.search import SearchConfig
-from evenhand.errors import ConfigError, RunError
-from evenhand.models.masks import Mask
+from evenhand.errors import ConfigError, MethodError, RunError
+from evenhand.models.masks import Mask, apply_mask
 from evenhand.models.parts import make_parts
 from evenhand.search.pick import pareto_front, pick, ranked
 from evenhand.search.records import TrialRecord
@@ -52,6 +54,78 @@ def test_a_mask_holds_what_the_trial_chose_and_gives_it_back(parts, options, see
     assert mask.lr == params.get("lr", 1e-4)
     assert Mask.from_json(mask.to_json()) == mask
     assert space.mask(space.params(mask), FACTS) == mask
+
+
+def network(kind):
+    small = {"num_classes": 2, "embed_dim": 24}
+    if kind == "swin":
+        return create_model("swinv2_tiny_window8_256", img_size=64, window_size=4, depths=(1, 1, 1, 1), **small | {"embed_dim": 12})
+    names = {"beit": "beit_base_patch16_224", "vit": "vit_tiny_patch16_224"}
+    return create_model(names[kind], img_size=32, depth=2, num_heads=2, **small)
+
+
+def space_in(model, **options):
+    return SearchSpace.of_network(SearchConfig(**{"space": "norms|attention|mlp", "lora_ranks": [0, 4, 8]} | options), model)
+
+
+@pytest.mark.parametrize("kind", ["swin", "beit"])
+def test_no_rank_is_offered_where_a_network_reads_weights_past_their_layers(kind):
+    model = network(kind)
+    model.train()
+    next(iter(model.children())).eval()
+    before = copy.deepcopy(model)
+    space = space_in(model)
+    offered = {part.role: space.choices_of(part) for part in space.parts}
+    assert offered == {"norms": (0, -1), "attention": (0, -1), "mlp": (0, 4, 8)}
+    assert space.rankless == tuple(part.name for part in space.parts if part.role == "attention")
+    (note,) = space.notes
+    assert note.startswith(f"{len(space.rankless)} of {len(space.parts)} parts can have no LoRA rank")
+    assert "block0.attention" in note
+    # the network is as it was
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
+    assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    # the greatest rank wherever one is offered: training can begin
+    params = {part.name: max(space.choices_of(part), key=abs) for part in space.parts}
+    assert apply_mask(model, space.mask(params | {"lr": 1e-4}, FACTS))
+
+
+def test_of_tensors_only_those_read_past_their_layers_lose_their_rank():
+    space = space_in(network("swin"), space="attention_tensors")
+    offered = {part.role: space.choices_of(part) for part in space.parts}
+    assert offered == {"qkv.weight": (0, -1), "proj.weight": (0, 4, 8), "proj.bias": (0, -1)}
+
+
+@pytest.mark.parametrize("space", ["norms|attention|mlp", "blocks", "attention"])
+def test_a_plain_transformer_keeps_its_ranks(space):
+    model = network("vit")
+    found = space_in(model, space=space)
+    plain = SearchSpace.of(SearchConfig(space=space, lora_ranks=[0, 4, 8]), make_parts(model, space))
+    assert found == plain
+    assert found.describe() == plain.describe()
+    assert found.notes == ()
+
+
+def test_a_study_that_offered_ranks_where_none_can_be_is_another_one():
+    model = network("beit")
+    config = SearchConfig(lora_ranks=[0, 4])
+    assert SearchSpace.of_network(config, model).describe() != SearchSpace.of(config, make_parts(model, config.space)).describe()
+
+
+@pytest.mark.parametrize(
+    ("kind", "space", "why"),
+    [
+        ("swin", "blocks", r"reads layers\.0\.blocks\.0\.attn\.qkv\.weight without calling its layer"),
+        ("beit", "attention", r"reads blocks\.0\.attn\.qkv\.weight without calling its layer"),
+        ("swin", "norms", "they have no matrices"),
+    ],
+)
+def test_ranks_that_no_part_can_have_are_refused_with_the_spaces_that_can(kind, space, why):
+    said = rf"lora_ranks=0,4,8 needs parts .* none of '{space}' can \(.*{why}\); choose a space with parts that can: mlp, norms\+mlp, "
+    said += r"norms\|attention\|mlp \(its mlp\), .*attention_tensors \(its proj\.weight\); or leave lora_ranks out"
+    with pytest.raises(MethodError, match=said):
+        space_in(network(kind), space=space)
+    assert space_in(network(kind), space=space, lora_ranks=[0, -1]).rankless == ()
 
 
 def test_learning_rates_are_log_uniform(parts):

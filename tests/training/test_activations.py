@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from evenhand.errors import DiskFullError
+from evenhand.files import locked
 from evenhand.models import ImageClassifier, freeze_parameters
 from evenhand.models.prefix import split_network
 from evenhand.training import activations
@@ -188,6 +191,53 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path, on_disk, monkeypatch
     assert torch.equal(held[1].batch(slice(0, 10)), before)
     cache.get(splits[1], images, 5, CPU)
     assert images.n_read == 40
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_only_a_lock_that_is_held_keeps_activations_and_not_the_file_of_a_killed_process(tmp_path, gone):
+    cache, images = ActivationCache(tmp_path, max_bytes=15 * ROW), some()
+    cache.get(cut(seed=0), images, 5, CPU)
+    (older,) = (path.parent for path in tmp_path.glob("*/manifest.json"))
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(older / ".lock", ready))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        if gone:
+            os.kill(holder.pid, signal.SIGKILL)
+            holder.join(60)
+            cache.get(cut(seed=1), images, 5, CPU)
+            assert not older.exists()
+        else:
+            with pytest.raises(DiskFullError, match="others in use take"):
+                cache.get(cut(seed=1), images, 5, CPU)
+            assert {path.name for path in older.iterdir()} == {".lock", "rows.bin", "done.npy", "manifest.json"}
+    finally:
+        holder.kill()
+        holder.join(60)
+
+
+def _hold(path, ready):
+    with locked(path):
+        ready.set()
+        time.sleep(300)
+
+
+def test_a_folder_that_is_deleted_before_its_lock_is_taken_is_made_again(tmp_path, monkeypatch):
+    taken = []
+
+    def once_too_late(path, waiting):
+        taken.append(path)
+        if len(taken) == 1:
+            path.parent.rmdir()
+        return locked(path, waiting)
+
+    monkeypatch.setattr(activations, "locked", once_too_late)
+    images, split = some(), cut()
+    kept = ActivationCache(tmp_path).get(split, images, 4, CPU)
+    assert len(taken) == 2
+    assert torch.allclose(kept.batch(slice(0, 10)), split.prefix.eval()(images.pixels), atol=1e-6)
 
 
 def _compute(folder, queue):

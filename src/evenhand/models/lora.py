@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,10 +84,17 @@ def add_lora(model: nn.Module, ranks: Mapping[str, int], scales: Mapping[str, fl
             parameter.lr_scale = scales[f"{name.split('.lora_')[0]}.weight"]  # type: ignore[attr-defined]
 
 
-def _check_called(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Some networks read a layer's weight without calling the layer: an update there would train and do nothing."""
+def read_past_layers(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some matrices that a network reads without calling their layer: an update there would train and do nothing.
+
+    Swin v2 and BEiT compute with their ``qkv.weight`` so. Found by one forward pass on an empty image; the network stays as it is.
+
+    Args:
+        model: a timm network or an `ImageClassifier`.
+        names: weights' names in the timm network.
+    """
     network: Any = _unwrap(model)
-    modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in ranks}
+    modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in names}
     called: set[str] = set()
     handles = [module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()]
     size = getattr(model, "input_size", None) or getattr(getattr(network, "patch_embed", None), "img_size", None)
@@ -103,11 +110,15 @@ def _check_called(model: nn.Module, ranks: Mapping[str, int]) -> None:
             module.training = True
         for handle in handles:
             handle.remove()
-    missed = [name for name in ranks if name not in called]
+    return tuple(name for name in modules if name not in called)
+
+
+def _check_called(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    missed = read_past_layers(model, ranks)
     if missed:
         raise MethodError(
-            f"{type(network).__name__} reads {missed[0]} without calling its layer ({len(missed)} of {len(ranks)} matrices), so that a "
-            "low-rank update would do nothing; use rank 0 for its part"
+            f"{type(_unwrap(model)).__name__} reads {missed[0]} without calling its layer ({len(missed)} of {len(ranks)} matrices), so "
+            "that a low-rank update would do nothing; use rank 0 for its part"
         )
 
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -348,6 +350,7 @@ def _parse(text: str, label: str = "the text") -> dict[str, Any]:
 def _from_record(record: dict[str, Any], lr: float | None, label: str = "the mask") -> Mask:
     if record.get("lr") is None and lr is None:
         raise InputError(f"{label} has no learning rate, and none is assumed; search again or give one with method.mask_lr=…")
+    _check_types(record, label)
     fields = {key: value for key, value in record.items() if key not in ("schema", "lr", "parts")}
     try:
         parts = tuple(PartChoice(**{**part, "parameters": tuple(part["parameters"])}) for part in record["parts"])
@@ -355,6 +358,59 @@ def _from_record(record: dict[str, Any], lr: float | None, label: str = "the mas
     except (KeyError, TypeError) as error:
         raise InputError(f"{label} is not a complete mask ({error}); give a mask.json that a search wrote") from error
     return mask
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+_FIELDS: _Rules = MappingProxyType(
+    {
+        "space": (_is_text, "text, the name of its search space"),
+        "parts": (lambda value: isinstance(value, list) and all(isinstance(part, dict) for part in value), "a list with an object a part"),
+        "seed": (_is_whole, "a whole number"),
+        "model_hash": (_is_text, "text, empty where the network is not known"),
+        "data_hash": (_is_text, "text, empty where it was searched on no data"),
+        "study": (lambda value: value is None or _is_text(value), "text or null"),
+        "trial": (lambda value: value is None or _is_whole(value), "a whole number or null"),
+        "architecture": (lambda value: value is None or _is_text(value), "text or null"),
+    }
+)
+"""Field of a mask.json -> whether a value is one, and what it must be. The learning rate is judged by `Mask`, which it may be given to."""
+_PART_FIELDS: _Rules = MappingProxyType(
+    {
+        "name": (_is_text, "text"),
+        "parameters": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of parameters' names"),
+        "train": (lambda value: isinstance(value, bool), "true or false"),
+        "lora_rank": (_is_whole, "a whole number"),
+        "lr_scale": (_is_number, "a number"),
+    }
+)
+
+
+def _check_types(record: Mapping[str, Any], label: str) -> None:
+    """Refuse values of other types than a search writes; fields that are absent or unknown are not judged here."""
+    _check_fields(record, _FIELDS, label, "")
+    for k, part in enumerate(record.get("parts", ())):
+        _check_fields(part, _PART_FIELDS, label, f"parts[{k}].")
+
+
+def _check_fields(record: Mapping[str, Any], rules: _Rules, label: str, within: str) -> None:
+    for name, (fits, rule) in rules.items():
+        if name in record and not fits(record[name]):
+            arrived = reprlib.repr(record[name])
+            raise InputError(
+                f"{label} is not a complete mask: {within}{name} is {arrived}, but must be {rule}; give a mask.json that a search wrote"
+            )
 
 
 def _architecture(model: nn.Module) -> str:

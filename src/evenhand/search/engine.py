@@ -27,7 +27,6 @@ from evenhand.config.search import SearchConfig
 from evenhand.errors import EvenhandError, RunError
 from evenhand.files import check_folder
 from evenhand.models.masks import Mask, network_hash
-from evenhand.models.parts import make_parts
 from evenhand.search.pick import pareto_front, pick, ranked
 from evenhand.search.records import TrialRecord, records_of
 from evenhand.search.space import SearchSpace
@@ -125,6 +124,9 @@ def run_search(
     objectives = objectives_of(config)
     notes = bench.check()
     space, facts, identity = _prepare(bench)
+    for note in space.notes:
+        report(note)
+    notes += space.notes
     opened = open_study(config, address, identity)
     announcer = _Announcer(opened, config, objectives, report, watch)
     announcer.begin()
@@ -147,7 +149,7 @@ def _prepare(bench: Workbench) -> tuple[SearchSpace, dict[str, Any], dict[str, A
     """The space of the network, the fields of its masks, and what makes the search itself."""
     task, config = bench.task(0), bench.config
     model = task.build_model(task.n_outputs)
-    space = SearchSpace.of(config, make_parts(model, config.space))
+    space = SearchSpace.of_network(config, model)
     name = getattr(model, "name", None)
     known = network_hash(model)
     facts = {"seed": config.seed, "model_hash": known, "data_hash": data_hash(task), "study": config.study}

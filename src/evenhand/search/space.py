@@ -14,13 +14,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from torch import nn
+
 from evenhand.config.search import SearchConfig
-from evenhand.errors import ConfigError
+from evenhand.errors import ConfigError, MethodError
+from evenhand.models.lora import read_past_layers
 from evenhand.models.masks import Mask, PartChoice
-from evenhand.models.parts import Part
+from evenhand.models.parts import Part, available_spaces, make_parts
 
 WHOLE = -1
 """The entry of ``lora_ranks`` that trains a part itself."""
@@ -44,6 +47,8 @@ class SearchSpace:
         lr: (lowest, highest) learning rate.
         lora_ranks: choices for a part; empty: frozen or trained.
         lr_scales: factors to choose from; empty: 1.
+        rankless: names of the parts with matrices that can have no low-rank update, because the network reads one of them
+            without calling its layer.
     """
 
     name: str
@@ -51,6 +56,7 @@ class SearchSpace:
     lr: tuple[float, float]
     lora_ranks: tuple[int, ...] = ()
     lr_scales: tuple[float, ...] = ()
+    rankless: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: SearchConfig, parts: Sequence[Part]) -> SearchSpace:
@@ -69,14 +75,48 @@ class SearchSpace:
             raise ConfigError(f"lr_scales={given} must be above 0; a part is frozen by its bit, not by a scale of 0")
         return cls(config.space, tuple(parts), (low, high), tuple(dict.fromkeys(config.lora_ranks)), tuple(dict.fromkeys(config.lr_scales)))
 
+    @classmethod
+    def of_network(cls, config: SearchConfig, model: nn.Module) -> SearchSpace:
+        """The space of a configuration in a network, with ranks only for those parts that can have one there.
+
+        Args:
+            config: the search's options.
+            model: the network, for one forward pass where ranks are asked for; it stays as it is.
+
+        Raises:
+            ConfigError: bounds of the learning rate or scales that cannot be used.
+            InputError: no space of this name.
+            MethodError: the network has no parts for this space, or ranks are asked for and none of its parts can have one.
+        """
+        parts = make_parts(model, config.space)
+        space = cls.of(config, parts)
+        if not any(rank > 0 for rank in config.lora_ranks):
+            return space
+        everywhere = {name: make_parts(model, name) for name in available_spaces(model)}
+        past = set(read_past_layers(model, {matrix for group in everywhere.values() for part in group for matrix in part.matrices}))
+        if not any(_can_have_rank(part, past) for part in parts):
+            raise MethodError(_no_rank(config, parts, everywhere, past))
+        return replace(space, rankless=tuple(part.name for part in parts if part.matrices and not _can_have_rank(part, past)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the search should know of its choices: the parts with matrices whose rank cannot be chosen."""
+        if not self.rankless:
+            return ()
+        more = f" and {len(self.rankless) - 3} more" if len(self.rankless) > 3 else ""
+        return (
+            f"{len(self.rankless)} of {len(self.parts)} parts can have no LoRA rank, since the network reads a matrix of theirs without "
+            f"calling its layer ({', '.join(self.rankless[:3])}{more}); they are frozen or trained whole",
+        )
+
     @property
     def choices(self) -> tuple[int, ...]:
         """What can be chosen for a part: 0 and 1, or the ranks."""
         return self.lora_ranks or (0, 1)
 
     def choices_of(self, part: Part) -> tuple[int, ...]:
-        """What can be chosen for one part: a part without matrices (norms, biases) has no rank, it is frozen or trained whole."""
-        return self.choices if part.matrices or not self.lora_ranks else (0, WHOLE)
+        """What can be chosen for one part: one that can have no rank (norms, biases, `rankless`) is frozen or trained whole."""
+        return self.choices if not self.lora_ranks or (part.matrices and part.name not in self.rankless) else (0, WHOLE)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """Ask a trial for a value of everything; name -> value."""
@@ -117,7 +157,29 @@ class SearchSpace:
         parts = [[part.name, list(part.parameters)] for part in self.parts]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         chosen = {"lr": list(self.lr), "lora_ranks": list(self.lora_ranks), "lr_scales": list(self.lr_scales)}
-        return {"space": self.name, "parts": len(parts), "parts_hash": digest, **chosen}
+        rankless = {"rankless": list(self.rankless)} if self.rankless else {}
+        return {"space": self.name, "parts": len(parts), "parts_hash": digest, **chosen, **rankless}
+
+
+def _can_have_rank(part: Part, past: set[str]) -> bool:
+    """Whether a part has matrices and its network calls the layers of all; ``past``: those it reads past their layers."""
+    return bool(part.matrices) and past.isdisjoint(part.matrices)
+
+
+def _no_rank(config: SearchConfig, parts: Sequence[Part], everywhere: Mapping[str, Sequence[Part]], past: set[str]) -> str:
+    """Why no part of a space can have a rank, and the spaces with parts that can."""
+    able = {}
+    for name, group in everywhere.items():
+        roles = dict.fromkeys(part.role for part in group if _can_have_rank(part, past))
+        if roles:
+            able[name] = name if len(roles) == len({part.role for part in group}) else f"{name} (its {', '.join(roles)})"
+    read = next((matrix for part in parts for matrix in part.matrices if matrix in past), None)
+    why = "they have no matrices" if read is None else f"the network reads {read} without calling its layer"
+    hint = f"choose a space with parts that can: {', '.join(able.values())}; or" if able else "no other space of the network can either;"
+    return (
+        f"lora_ranks={','.join(map(str, config.lora_ranks))} needs parts that can have a low-rank update, and none of '{config.space}' "
+        f"can ({why}); {hint} leave lora_ranks out"
+    )
 
 
 def _scale(part: Part) -> str:

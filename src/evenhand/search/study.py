@@ -32,6 +32,7 @@ _FREE = frozenset({"progress", "accelerator"})
 _WORDS = {
     "space": "search space", "parts": "number of parts", "parts_hash": "parts of the network", "lr": "bounds of the learning rate",
     "objective": "objective", "second_objective": "second objective", "model_hash": "network", "data_hash": "data", "trainer": "trainer",
+    "rankless": "list of parts without a LoRA rank",
 }
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,10 +155,7 @@ class ActivationCache:
 
     def _on_disk(self, folder: Path, n: int, rows: npt.NDArray[np.int64], compute: _Compute) -> npt.NDArray[Any]:
         path = folder / "rows.bin"
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        waiting = lambda: log.info("another process is computing the activations in %s; waiting for it", folder)  # noqa: E731
-        with locked(folder / ".lock", waiting):
+        with _locked_folder(folder):
             done = _read_done(folder / "done.npy", n)
             missing = np.unique(rows[~done[rows]])
             if len(missing):
@@ -187,11 +184,10 @@ class ActivationCache:
         for path in others:
             if taken + needed <= self.bound and needed <= shutil.disk_usage(self.folder).free:
                 break
-            if (path.parent / ".lock").exists():
-                continue
-            taken -= _size(path.parent)
-            log.info("activations in %s are deleted to make room", path.parent)
-            shutil.rmtree(path.parent, ignore_errors=True)
+            size = _size(path.parent)
+            if _discard(path.parent):
+                taken -= size
+                log.info("activations in %s were deleted to make room", path.parent)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DiskFullError(
@@ -282,6 +278,51 @@ def _fill(
                 _enter(file.fileno(), file.flush, done_path, done)
                 since = 0
         _enter(file.fileno(), file.flush, done_path, done)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """A folder of activations, made where it is not there, with its lock held."""
+    waiting = lambda: log.info("another process is computing the activations in %s; waiting for it", folder)  # noqa: E731
+    tries = 100
+    with ExitStack() as stack:
+        while True:
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(folder / ".lock", waiting))
+                break
+            except FileNotFoundError:  # another process has just deleted the folder to make room
+                tries -= 1
+                if not tries:
+                    raise
+        yield
+
+
+class _InUse(Exception):
+    """Another process holds a folder's lock."""
+
+
+def _discard(folder: Path) -> bool:
+    """Delete a folder of activations; false, and all stays, where a process is computing in it.
+
+    What counts is the lock, not its file: a killed process leaves the file. The lock is held meanwhile and its file goes last.
+    """
+
+    def give_up() -> None:
+        raise _InUse
+
+    try:
+        with locked(folder / ".lock", give_up):
+            # the manifest last of them: a folder without one is not found again
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json"):
+                if path.name != ".lock":
+                    path.unlink()
+    except (_InUse, OSError):
+        return False
+    with suppress(OSError):  # a process that begins again in it has its lock there
+        folder.rmdir()
+    return True
 
 
 def _enter(descriptor: int, flush: Callable[[], None], path: Path, done: npt.NDArray[np.bool_]) -> None:
