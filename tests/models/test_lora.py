@@ -180,3 +180,13 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     with pytest.raises(DependencyError, match=r"a mask with LoRA ranks needs the package 'peft'.*evenhand\[lora\]"):
         apply_mask(model, lora_mask(model, [4, None]))
     apply_mask(model, lora_mask(model, [0, None]))
+
+
+def test_the_fixed_mask_leaves_out_matrices_that_are_read_past_their_layers():
+    model = create_model("swinv2_tiny_window8_256", num_classes=2, img_size=64, window_size=4, depths=(1, 1, 1, 1), embed_dim=12)
+    model = ImageClassifier(model, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(64, 64), name="swinv2")
+    mask = fixed_mask(model, "lora", lr=1e-3, seed=0)
+    names = {name for part in mask.parts if part.train for name in part.parameters}
+    assert {f"layers.{k}.blocks.0.attn.proj.weight" for k in range(4)} <= names
+    assert not any("qkv" in name for name in names)
+    apply_mask(model, mask)

@@ -8,7 +8,7 @@
 | norms | every normalisation layer, the last one too |
 | bitfit | every bias (Ben Zaken et al., ACL 2022) |
 | random | some parts of a search space, drawn at random |
-| lora | low-rank updates of the attention's matrices, of the blocks' where there is no attention |
+| lora | low-rank updates of the attention's matrices whose layers are called, of the blocks' where there is no attention |
 
 The released code trains the position embedding too with its fixed ``attention``; here it stays frozen.
 
@@ -25,7 +25,7 @@ import numpy as np
 from torch import nn
 
 from evenhand.errors import InputError, MethodError, nearest
-from evenhand.models.lora import lora_matrices
+from evenhand.models.lora import lora_matrices, read_past_layers
 from evenhand.models.masks import Mask, PartChoice, check_mask, make_mask
 from evenhand.models.parameters import _unwrap, is_bias, parameter_roles
 from evenhand.models.parts import SPACES, Part, available_spaces, make_parts
@@ -131,6 +131,7 @@ def _wanted(model: nn.Module, name: str, roles: dict[str, str]) -> set[str]:
     else:
         space = "attention" if "attention" in available_spaces(model) else "blocks"
         found = {key for part in make_parts(model, space) for key in lora_matrices(model, part.parameters)}
+        found -= set(read_past_layers(model, sorted(found)))
     if not found:
         kind = {"norms": "normalisation layers", "bitfit": "biases", "lora": "matrices"}[name]
         raise MethodError(f"mask '{name}' needs {kind}, which {type(_unwrap(model)).__name__} lacks; use full or head")
