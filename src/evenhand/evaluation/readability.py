@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evenhand.metrics.auc import rank_rows, weighted_auc
+from evenhand.metrics.auc import RankedRows, rank_rows, stratified_auc
 from evenhand.metrics.bootstrap import bootstrap_blocks
 from evenhand.metrics.intervals import logit_limits, student
 from evenhand.random import generator
@@ -207,7 +207,7 @@ class Comparison:
     def _auc(self, scores: Array, chosen: Sequence[int]) -> Any:
         """Weights (u, b) of patients -> (b,)."""
         unit = np.unique(self.patients, return_inverse=True)[1].astype(np.int64)
-        parts = []
+        parts: dict[int, list[tuple[RankedRows, IntArray]]] = {group: [] for group in chosen}
         for group in chosen:
             column = 0 if scores.shape[1] == 1 else group
             for stratum in np.unique(self.stratum):
@@ -215,18 +215,10 @@ class Comparison:
                 positive = self.truth[rows] == group
                 if 0 < positive.sum() < len(positive):
                     ranked = rank_rows(positive.astype(np.int64), scores[rows, column], unit[rows])
-                    sides = [np.bincount(unit[rows][side], minlength=int(unit.max()) + 1).astype(float) for side in (positive, ~positive)]
-                    parts.append((group, ranked, sides))
+                    parts[group].append((ranked, np.arange(ranked.positive.shape[0])))
 
         def statistic(weights: Array) -> Array:
-            top, bottom = np.zeros((2, len(chosen), weights.shape[1]))
-            for group, ranked, (own, rest) in parts:
-                pairs = (own @ weights) * (rest @ weights)
-                found = weighted_auc(ranked, weights[: ranked.positive.shape[0]])
-                top[chosen.index(group)] += np.where(pairs > 0, pairs * np.nan_to_num(found), 0.0)
-                bottom[chosen.index(group)] += pairs
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.asarray((top / bottom).mean(axis=0))
+            return np.asarray(np.mean([stratified_auc(strata, weights) for strata in parts.values()], axis=0))
 
         return statistic
 

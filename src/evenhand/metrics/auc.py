@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,10 +83,40 @@ def weighted_auc(rows: RankedRows, weights: FloatArray) -> FloatArray:
     Returns:
         (b,), NaN where a class has no weight.
     """
-    low, high = rows.negative.T @ weights, rows.positive.T @ weights
-    total = low.sum(axis=0) * high.sum(axis=0)
-    wins = np.einsum("lb,lb->b", high, _placed(low))
+    wins, total = _pairs_won(rows, weights)
     return np.asarray(np.divide(wins, total, out=np.full(len(total), np.nan), where=total > 0))
+
+
+def stratified_auc(strata: Sequence[tuple[RankedRows, IntArray]], weights: FloatArray) -> FloatArray:
+    """AUC over the pairs of rows that lie in one stratum, under each column of weights.
+
+    For scores that are comparable within a stratum only, as those of models that were fitted without one fold each.
+
+    Args:
+        strata: rows from `rank_rows`, and the position in ``weights`` of each of their units.
+        weights: (n_units, b), not negative.
+
+    Returns:
+        (b,), NaN where no stratum has weight in both classes.
+
+    Example:
+        >>> first = rank_rows(np.array([0, 1]), np.array([0.1, 0.2]), np.array([0, 1]))
+        >>> second = rank_rows(np.array([0, 1]), np.array([7.2, 7.1]), np.array([0, 1]))
+        >>> stratified_auc([(first, np.array([0, 1])), (second, np.array([2, 3]))], np.ones((4, 1)))
+        array([0.5])
+    """
+    wins, total = np.zeros((2, weights.shape[1]))
+    for rows, unit in strata:
+        won, pairs = _pairs_won(rows, weights[unit])
+        wins += won
+        total += pairs
+    return np.asarray(np.divide(wins, total, out=np.full(len(total), np.nan), where=total > 0))
+
+
+def _pairs_won(rows: RankedRows, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Weight of the pairs in which the positive row has the higher score (a tie is half), and of all pairs: (b,) each."""
+    low, high = rows.negative.T @ weights, rows.positive.T @ weights
+    return np.einsum("lb,lb->b", high, _placed(low)), low.sum(axis=0) * high.sum(axis=0)
 
 
 def auc_with_variance(rows: RankedRows, member: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from queried import SIZE, Pictures
 
 from evenhand.config.compose import compose
 from evenhand.config.editing import EditTrainConfig, GeZOConfig
@@ -22,22 +23,7 @@ from evenhand.methods.editing.gezo import GeZO
 from evenhand.methods.editing.setup import fit_attribute_heads
 from evenhand.methods.registry import get_method
 
-SIZE = 8
 STRIPES = torch.tensor([1.0, -1.0]).repeat(SIZE // 2).expand(SIZE, SIZE)
-
-
-class Pictures:
-    shape = (1, SIZE, SIZE)
-
-    def __init__(self, pixels):
-        self.pixels = pixels
-        self.fingerprint = str(float(pixels.double().sum()))
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def batch(self, positions):
-        return self.pixels[positions]
 
 
 class Api:

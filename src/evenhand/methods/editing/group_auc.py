@@ -12,11 +12,12 @@ import numpy.typing as npt
 from evenhand.methods.base import Split
 from evenhand.methods.editing.attribute_head import LEAST
 from evenhand.methods.fitting import label_columns
-from evenhand.metrics.auc import RankedRows, rank_rows, weighted_auc
+from evenhand.metrics.auc import RankedRows, rank_rows, stratified_auc
 from evenhand.metrics.bootstrap import bootstrap_blocks, percentile_interval
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.bool_]
+Stratum = tuple[RankedRows, npt.NDArray[np.int64]]
 CONFIDENCE = 0.95
 
 
@@ -26,42 +27,6 @@ class Draws:
 
     value: float
     replicates: Array
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Rows of a group and others that one head read.
-
-    Attributes:
-        ranked: by score.
-        unit: (u,) the patients that `ranked` has weights of.
-        own, rest: (u,) their rows of the group, and the others.
-    """
-
-    ranked: RankedRows
-    unit: npt.NDArray[np.int64]
-    own: Array
-    rest: Array
-
-    @classmethod
-    def of(cls, truth: Rows, scores: Array, unit: npt.NDArray[np.int64]) -> _Pairs:
-        """From rows with their patients."""
-        patients, place = np.unique(unit, return_inverse=True)
-        own, rest = (np.bincount(place[side], minlength=len(patients)).astype(float) for side in (truth, ~truth))
-        return cls(rank_rows(truth.astype(np.int64), scores, place), patients, own, rest)
-
-
-def _auc(several: Sequence[_Pairs], weights: Array) -> Array:
-    """(b,) the AUC over all pairs of rows that one head read; NaN where there is none."""
-    if len(several) == 1:
-        return np.asarray(weighted_auc(several[0].ranked, weights[several[0].unit]))
-    top, bottom = np.zeros((2, weights.shape[1]))
-    for pairs in several:
-        here = weights[pairs.unit]
-        number = (pairs.own @ here) * (pairs.rest @ here)
-        top += np.where(number > 0, number * np.nan_to_num(weighted_auc(pairs.ranked, here)), 0.0)
-        bottom += number
-    return np.asarray(np.divide(top, bottom, out=np.full(len(bottom), np.nan), where=bottom > 0))
 
 
 class GroupAUC:
@@ -119,25 +84,25 @@ class GroupAUC:
 
     def estimate(self, name: str, parts: Sequence[tuple[Rows, Array]]) -> dict[str, Any]:
         """The mean of the parts' AUCs weighted by their rows, each from scores (n, K) of all rows; kept under a name."""
-        ranked: list[tuple[list[_Pairs], float]] = []
+        ranked: list[tuple[list[Stratum], float]] = []
         n = int(sum(rows.sum() for rows, _ in parts))
         for rows, scores in parts:
             several = self._ranked(rows, scores)
-            ranked += [(pairs, float(rows.sum()) / len(several)) for pairs in several]
+            ranked += [(strata, float(rows.sum()) / len(several)) for strata in several]
         if not ranked:
             return null(n, f"fewer than {LEAST} patients in a group or beside it")
         weight = np.array([w for *_, w in ranked])
 
         def value(weights: Array) -> Array:
-            each = np.stack([_auc(pairs, weights) for pairs, _ in ranked])
+            each = np.stack([stratified_auc(strata, weights) for strata, _ in ranked])
             return np.asarray(weight @ each / weight.sum())
 
         strata = self._strata()
         blocks = bootstrap_blocks(value, strata, self.n_bootstrap, self.seed, "leakage")
         return self._record(name, Draws(float(value(np.ones((len(strata), 1)))[0]), np.concatenate([np.empty(0), *blocks])), n)
 
-    def _ranked(self, rows: Rows, scores: Array) -> list[list[_Pairs]]:
-        """Of every group that can be told from the rest: its rows and the others, part by part."""
+    def _ranked(self, rows: Rows, scores: Array) -> list[list[Stratum]]:
+        """Of every group that can be told from the rest: its rows and the others with their patients, part by part."""
         codes, unit, p, part = self.codes[rows], self.unit[rows], scores[rows], self.part[rows]
         out = []
         for group in range(1, 2) if p.shape[1] == 2 else range(p.shape[1]):
@@ -146,7 +111,7 @@ class GroupAUC:
                 continue
             both = [k for k in np.unique(part) if 0 < truth[part == k].sum() < (part == k).sum()]
             if both:
-                out.append([_Pairs.of(truth[part == k], p[part == k, group], unit[part == k]) for k in both])
+                out.append([_stratum(truth[part == k], p[part == k, group], unit[part == k]) for k in both])
         return out
 
     def _strata(self) -> npt.NDArray[np.int64]:
@@ -160,6 +125,11 @@ class GroupAUC:
         lower, upper, _ = percentile_interval(draws.replicates, CONFIDENCE)
         finite = bool(np.isfinite(lower) and np.isfinite(upper))
         return {"value": draws.value, "lower": lower if finite else None, "upper": upper if finite else None, "n": n}
+
+
+def _stratum(truth: Rows, scores: Array, unit: npt.NDArray[np.int64]) -> Stratum:
+    patients, place = np.unique(unit, return_inverse=True)
+    return rank_rows(truth.astype(np.int64), scores, place), patients
 
 
 def null(n: int, reason: str) -> dict[str, Any]:
