@@ -11,7 +11,8 @@ Raman1121/FairTune), each of them in every trial:
     3  every image of every epoch is read from its file, decoded and resized (data/HAM10000.py, utilities/presets.py)
     4  frozen parameters have requires_grad=False; every batch goes through the whole network (get_masked_model)
     5  the validation rows are scored after every epoch, and once more after the last (evaluate_fairness_*)
-    6  the objective is reported once, after all epochs, and the pruner is asked then: nothing is saved by it (trial.report)
+    6  the objective is reported once, after all epochs, and the pruner is asked then (trial.report): nothing is saved by it, and finished
+       trials are thrown away, which the sampler is told; here by Optuna's default pruner, those below the median
     7  one trial after the other in one process (study.optimize)
 
 Left out, which would cost the plain loop more: metrics of every training batch, random crops and mirrors (ours could not keep
@@ -19,6 +20,7 @@ activations with them, views aside), checkpoints, the plots, sixteen loader proc
 that both do the same training and the difference is cost alone: rows, order of images, optimiser, constant rate (the released
 steps come after 30 epochs), the last epoch, the objective on all validation rows at once, the seeded sampler and its start-up
 trials, one thread, one process. So without pruning both go through the same trials; "agree" counts those whose objectives are equal.
+(The sampler ranks thrown-away trials below the others, so it may draw others later; in the seed that was run it did not.)
 
     ours                  decoded once, activations before the first trained part kept, pruned by successive halving, twins looked up
     one in four           reduction=4: one in four trials goes on at each rung, not one in three
@@ -142,8 +144,8 @@ class Order:
         return iter([order[cut].tolist() for cut in even_batches(self.n, self.size)])
 
 
-def plain_search(config: SearchConfig, files: Sequence[Path]) -> list[float]:
-    """The plain loop; the objective of every trial."""
+def plain_search(config: SearchConfig, files: Sequence[Path]) -> dict[int, float]:
+    """The plain loop; trial -> objective, of those too that the pruner throws away when they are done."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def objective(trial: optuna.Trial) -> float:
@@ -169,14 +171,15 @@ def plain_search(config: SearchConfig, files: Sequence[Path]) -> list[float]:
                 optimizer.step()
             score(model, val_loader)
         value = make_scorer(config, task, [task.val], (config.objective,))(score(model, val_loader)).values[config.objective]
+        values[trial.number] = value
         trial.report(value, config.trainer.max_epochs)
-        if trial.should_prune():
+        thrown = trial.should_prune()
+        say(f"  plain: trial {trial.number}: {config.objective} {value:.4f}{', thrown away' if thrown else ''}")
+        if thrown:
             raise optuna.TrialPruned
-        say(f"  plain: trial {trial.number}: {config.objective} {value:.4f}")
-        values.append(value)
         return value
 
-    values: list[float] = []
+    values: dict[int, float] = {}
     study = optuna.create_study(direction="maximize", sampler=SeededSampler("tpe", config.seed, config.startup_trials))
     study.optimize(objective, n_trials=config.n_trials)
     return values
@@ -212,7 +215,7 @@ def run_variant(setup: Setup, words: Sequence[str], variant: str, seed: int, roo
     config = setup.search(*TRAINING, *OURS, *words, *(word for word in own if word != FILES), f"seed={seed}", f"out={root}")
     if variant == PLAIN:
         values, wall, used = timed(lambda: plain_search(config, setup.files))
-        return {"best": max(values), "values": dict(enumerate(values)), "wall": wall, "processor": used, "pruned": 0}
+        return {"best": max(values.values()), "values": values, "wall": wall, "processor": used, "pruned": 0}
     files = FILES in own
     _, once, once_used = (None, 0.0, 0.0) if files else timed(lambda: decode_once(setup, config, root / "decoded"))
     factory = functools.partial(task_from_files, config, setup.files) if files else functools.partial(task_of, config)
