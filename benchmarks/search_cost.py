@@ -65,7 +65,6 @@ from evenhand.data.images import fit_grid, read_image, resize_image
 from evenhand.errors import RunError
 from evenhand.methods.base import Split, Task
 from evenhand.models.parameters import head_prefixes
-from evenhand.models.parts import make_parts
 from evenhand.runs.search import task_of
 from evenhand.search import run_search
 from evenhand.search.samplers import SeededSampler
@@ -154,7 +153,7 @@ def plain_search(config: SearchConfig, files: Sequence[Path]) -> dict[int, float
         loader = DataLoader(train, batch_sampler=Order(len(train), task.batch_size, task.seed))  # type: ignore[arg-type]
         val_loader = DataLoader(val, batch_size=task.batch_size)  # type: ignore[arg-type]
         model = task.build_model(task.n_outputs)
-        space = SearchSpace.of(config, make_parts(model, config.space))
+        space = SearchSpace.of_network(config, model)
         params = space.suggest(trial)
         mask = space.mask(params, {"seed": config.seed, "model_hash": "", "data_hash": "", "study": "plain", "architecture": None})
         wanted = {name for part in mask.parts if part.train for name in part.parameters}
