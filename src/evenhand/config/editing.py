@@ -11,6 +11,7 @@ from evenhand.config.schema import DataConfig, MethodConfig, ModelConfig, Traine
 
 FAMILIES = ("pixel", "lowres", "dct", "border", "tone", "spectral", "residual")
 OBJECTIVES = ("published", "confusion", "hidden")
+OPTIMIZERS = ("gezo", "spsa", "cma", "surrogate")
 
 
 @dataclass
@@ -74,19 +75,24 @@ class GeZOConfig(EditMethodConfig):
 
     name: str = opt("gezo", "registry name of the method")
     family: list[str] = opt(["spectral"], "kinds of edit, applied in this order: " + ", ".join(FAMILIES))
-    optimizer: str = opt("cma", "gezo: greedy search (published); spsa: two-sided differences with Adam; cma: CMA-ES",
-                         choices=("gezo", "spsa", "cma"))
+    optimizer: str = opt("cma", "gezo: greedy search (published); spsa: two-sided differences with Adam; cma: CMA-ES; surrogate: the "
+                         "gradient of a network that learns the encoder's answers", choices=OPTIMIZERS)
     budget: int = opt(50_000, "most images ever sent to the encoder for the search; a hard limit", "images")
     price: float = opt(0.0, "price of 1000 images sent, for the cost estimate", low=0)
     rounds: int = opt(0, "most rounds; 0 = as the budget allows (published: 50)", low=0)
     query_images: int = opt(32, "images a query, the same for all candidates of a round (published: 2 batches of 128)", "images")
     validation_images: int = opt(256, "validation images that decide which edit is kept, measured every refit_every rounds; "
                                  "0 = the last edit is kept (published)", "images", low=0)
-    draws: int = opt(10, "gezo, spsa: directions a round (published: 10)", low=1)
+    draws: int = opt(10, "gezo, spsa: directions a round (published: 10); surrogate: edits asked about", low=1)
     population: int = opt(8, "cma: candidates a round; 0 = the library's choice", low=0)
     step: float = opt(6.0, "first step in natural steps of the family (published: 0.03 in pixel units)", low=0)
     natural_steps: bool = opt(True, "measure steps in the family's natural steps")
     lr: float = opt(0.1, "spsa: Adam's learning rate, in natural steps", low=0)
+    edit_lr: float = opt(12.0, "surrogate: peak step of Adam on the edit, in natural steps, all parameters together", low=0)
+    edit_steps: int = opt(140, "surrogate: steps of the edit's training a round, to whole passes over its images", "steps", low=1)
+    surrogate_steps: int = opt(800, "surrogate: steps of its own training in the first round, a third of them in later ones", "steps",
+                               low=1)
+    surrogate_width: int = opt(24, "surrogate: maps of its first layer, a multiple of 4", low=4)
     momentum: float = opt(0.9, "gezo: momentum of accepted directions", low=0)
     step_decay: float = opt(0.95, "gezo: factor of the step after a round without improvement", low=0)
     restarts: int = opt(2, "gezo, cma: restarts from the best edit when the step has shrunk to nothing", low=0)

@@ -21,13 +21,14 @@ from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.folder import FileStore
 
 
-@pytest.mark.parametrize(("optimizer", "share"), [("gezo", 0.97), ("spsa", 1.0), ("cma", 0.8)])
+@pytest.mark.parametrize(("optimizer", "share"), [("gezo", 0.97), ("spsa", 1.0), ("cma", 0.8), ("surrogate", 0.8)])
 def test_finds_a_better_edit_within_its_budget(optimizer, share):
     task = make_task()
-    edit, found = run(task, config(optimizer=optimizer, lr=1.0, step=2.0, budget=6000))
+    own = {"surrogate": {"budget": 1500, "surrogate_steps": 300, "edit_steps": 40, "surrogate_width": 16}}
+    edit, found = run(task, config(**({"optimizer": optimizer, "lr": 1.0, "step": 2.0, "budget": 6000} | own.get(optimizer, {}))))
     report = found.report
-    assert task.embedder.n_images == report["images"] <= 6000
-    assert report["images"] + 32 * 8 + 140 > 6000 or report["ended_by"] != "budget"
+    assert task.embedder.n_images == report["images"] <= report["budget"]
+    assert report["images"] + 32 * 8 + 140 > report["budget"] or report["ended_by"] != "budget"
     assert report["held_out_kept"] < share * report["held_out_start"]
     assert not torch.equal(edit.vector(), build_edit(config(), task.train.x.shape).vector())
     json.dumps([list(found.history), report, list(found.notes)], allow_nan=False)
@@ -47,7 +48,7 @@ class Noise(Encoder):
         return torch.stack([(images.sum(dim=(1, 2, 3)) * 1e3 * k).sin() for k in range(1, 6)], dim=1)
 
 
-@pytest.mark.parametrize("optimizer", ["gezo", "spsa", "cma"])
+@pytest.mark.parametrize("optimizer", ["gezo", "spsa", "cma", "surrogate"])
 def test_the_kept_edit_is_never_worse_than_none_even_where_nothing_helps(optimizer):
     edit, found = run(make_task(embedder=Noise()), config(optimizer=optimizer, budget=1800))
     assert found.report["held_out_kept"] <= found.report["held_out_start"]
@@ -69,7 +70,8 @@ def test_a_budget_too_small_sends_nothing_and_says_what_would_do():
 
 
 @pytest.mark.parametrize("options", [{}, {"refit_every": 1}, {"optimizer": "gezo"}, {"optimizer": "gezo", "same_batch": False},
-                                     {"validation_images": 0}, {"objective": "published", "utility": 0.0}])  # fmt: skip
+                                     {"optimizer": "surrogate"}, {"validation_images": 0},
+                                     {"objective": "published", "utility": 0.0}])  # fmt: skip
 @pytest.mark.parametrize("budget", [700, 1001, 1500])
 def test_the_budget_is_never_passed(options, budget):
     task = make_task()
@@ -132,7 +134,7 @@ def test_without_validation_rows_training_images_decide_and_it_is_said():
     assert any("no validation rows" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("optimizer", ["gezo", "spsa", "cma"])
+@pytest.mark.parametrize("optimizer", ["gezo", "spsa", "cma", "surrogate"])
 def test_a_failure_at_any_moment_changes_nothing_and_pays_nothing_twice(optimizer, tmp_path):
     options = config(optimizer=optimizer, budget=1100)
     whole = PaidEmbedder(Encoder(), tmp_path / "whole")

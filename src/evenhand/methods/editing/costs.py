@@ -15,7 +15,8 @@ class Beside:
     """Images that are embedded once beside a search, at most: those a cache has are not sent again.
 
     Attributes:
-        plain: unedited training and validation images, for attribute heads, the disease head and the control without an edit.
+        plain: unedited training and validation images, for attribute heads, the disease head, a surrogate and the
+            control without an edit.
         edited: the same under the edit, for the report and for a probe.
         noise: the same under noise of the edit's size, for the report.
     """
@@ -37,7 +38,8 @@ class Beside:
         n = len(task.train) + len(task.val)
         reports = config.measure and len(task.val) > 0
         fits_label = config.l2_head is None and (config.utility > 0 or config.odds > 0)
-        plain = not heads_given or fits_label or (reports and config.controls)
+        learns = isinstance(config, GeZOConfig) and config.optimizer == "surrogate"
+        plain = not heads_given or fits_label or learns or (reports and config.controls)
         return cls(plain * n, (reports or probe) * n, (reports and config.controls) * n)
 
     @property

@@ -70,12 +70,15 @@ class DNE:
         """
         return finish(task, self.fit_edit(task), self.config)
 
-    def fit_edit(self, task: Task, heads: Mapping[str, AttributeHead] | None = None) -> EditOutcome:
+    def fit_edit(
+        self, task: Task, heads: Mapping[str, AttributeHead] | None = None, start: Tensor | None = None
+    ) -> EditOutcome:
         """Train the edit; a second call with the same store continues where a kill left it, to the same bits.
 
         Args:
             task: what a method is given; ``task.embedder`` must give gradients.
             heads: attribute heads fitted before; default: they are fitted here.
+            start: (p,) parameters to begin with (`Edit.vector`); default: those of the identity.
         """
         embedder = needs_embedder(task)
         if not embedder.differentiable:
@@ -83,7 +86,7 @@ class DNE:
         if not len(task.train):
             raise MethodError("there are no training rows; check the split column")
         setup = prepare(task, self.config, heads)
-        training = _Training(self.config, task, setup)
+        training = _Training(self.config, task, setup, start)
         training.run()
         edit = training.finished()
         report = edit_report(task, setup, edit, self.config)
@@ -94,12 +97,14 @@ class DNE:
 class _Training:
     """The loop, and everything that a checkpoint holds."""
 
-    def __init__(self, config: DNEConfig, task: Task, setup: EditSetup) -> None:
-        self.config, self.task, self.setup = config, task, setup
+    def __init__(self, config: DNEConfig, task: Task, setup: EditSetup, start: Tensor | None = None) -> None:
+        self.config, self.task, self.setup, self.start = config, task, setup, start
         self.embedder = needs_embedder(task)
         self.objective = setup.objective
         self.peers = Processes.current()
         self.edit: Edit = build_edit(config, task.train.x.shape, task.seed).to(task.device)
+        if start is not None:
+            self.edit.load_vector(start.to(task.device))
         settle = getattr(self.embedder, "settle", None)
         if settle is not None:
             settle(task.train.x)
@@ -131,6 +136,8 @@ class _Training:
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
         for head in self.setup.heads:
             digest.update(head.weight.tobytes())
+        if self.start is not None:
+            digest.update(self.start.cpu().numpy().tobytes())
         for tensor in (self.setup.train.codes, self.setup.train.y):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()

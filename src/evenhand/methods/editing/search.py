@@ -39,7 +39,8 @@ from evenhand.methods.base import Task
 from evenhand.methods.editing.facts import RowFacts
 from evenhand.methods.editing.objectives import EditObjective
 from evenhand.methods.editing.querying import Plan, Querier, QueryRows, Rows, withheld
-from evenhand.methods.editing.strategies import Array, build_strategy
+from evenhand.methods.editing.strategies import Array, Strategy, build_strategy
+from evenhand.methods.editing.surrogate import Surrogate
 from evenhand.random import derive_seed
 
 HeldOut = tuple[torch.Tensor, RowFacts, torch.Tensor | None]
@@ -71,12 +72,14 @@ def make_plan(task: Task, edit: Edit, config: GeZOConfig) -> tuple[Plan, QueryRo
     """
     needs_heads = config.objective != "published" or config.utility > 0 or config.odds > 0
     rows = QueryRows.draw(task, config, needs_heads)
-    strategy = build_strategy(config, np.zeros(edit.n_parameters), 0)
-    a_round = strategy.n_points * min(config.query_images, len(rows.pool))
+    learns = config.optimizer == Surrogate.name
+    n_points = Surrogate.points(config) if learns else build_strategy(config, np.zeros(edit.n_parameters), 0).n_points
+    every = Surrogate.check_every if learns else config.refit_every
+    a_round = n_points * min(config.query_images, len(rows.pool))
     check = len(rows.reference) + len(rows.held_out)
     # a search that has begun ends by its budget; it is not refused
     gone, again = (0, 0) if task.store.get(STATE) is not None else withheld(task.embedder, config.budget)
-    return Plan(config.budget, a_round, check, config.refit_every, config.rounds, config.price, gone, again), rows
+    return Plan(config.budget, a_round, check, every, config.rounds, config.price, gone, again), rows
 
 
 def search(task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, facts: tuple[RowFacts, RowFacts]) -> Searched:
@@ -119,7 +122,12 @@ class _Search:
         self.facts, self.plan, self.rows = facts, plan, rows
         self.querier = Querier(task, edit, config)
         note = self.querier.stricter()
-        self.strategy = build_strategy(config, np.zeros(edit.n_parameters), derive_seed(task.seed, "search"))
+        seed = derive_seed(task.seed, "search")
+        self.strategy: Strategy
+        if config.optimizer == Surrogate.name:
+            self.strategy = Surrogate(task, edit, objective, config, seed)
+        else:
+            self.strategy = build_strategy(config, np.zeros(edit.n_parameters), seed)
         self.notes = [note] if note else []
         self.best, self.best_value, self.best_round = self.strategy.start.copy(), math.inf, 0
         self.first_value = math.nan
@@ -170,7 +178,7 @@ class _Search:
 
     def _advance(self) -> None:
         """A check where one is due, and a round unless something ends them."""
-        if self.checked < self.strategy.round and self.strategy.round % self.config.refit_every == 0:
+        if self.checked < self.strategy.round and self.strategy.round % self.plan.every == 0:
             self._check()
             self._save()
         self.ended = self._ending()
@@ -186,7 +194,8 @@ class _Search:
         needed = self.plan.round + self.plan.check
         if self.querier.n_images + needed > self.plan.budget or not self.querier.affords(needed):
             return "budget"
-        if self.judged and config.patience and self.checked == done and done - self.best_round >= config.patience:
+        patience = config.patience * self.plan.every / config.refit_every
+        if self.judged and patience and self.checked == done and done - self.best_round >= patience:
             return "patience"
         if self.strategy.exhausted:
             if self.restarts >= config.restarts:
@@ -204,7 +213,9 @@ class _Search:
             members = [k for k, batch in enumerate(asked.batches) if batch == part]
             rows = self.rows.batch(self.task.seed, number, part, self.config.query_images)
             facts = _take(self.facts[0], rows)
-            answers = self.querier.embed(self.task.train.x, rows, [asked.points[k] for k in members])
+            points = [asked.points[k] for k in members]
+            answers = self.querier.embed(self.task.train.x, rows, points)
+            strategy.learn(rows, points, [z for z, _ in answers])
             for k, (z, norm) in zip(members, answers, strict=True):
                 values[k] = self._value(z, facts, norm)
         failed = sum(not math.isfinite(value) for value in values)
@@ -233,6 +244,8 @@ class _Search:
                 self.task.store.put(HEADS, {"round": number, "state": self.objective.state()})
         value = math.nan if held_out is None else self._value(*held_out)
         self.checked = number
+        if reference is not None:
+            self.strategy.learn(self.rows.reference, [point], [reference])
         failed = not finite or (self.judged and not math.isfinite(value))
         if first:
             self.first_value = value
@@ -241,8 +254,11 @@ class _Search:
                     "the objective of unedited images is not finite, so there is nothing to improve on; check the encoder's embeddings "
                     "and the labels of the validation rows"
                 )
-        if finite and value < self.best_value:
+        better = finite and value < self.best_value
+        if better:
             self.best, self.best_value, self.best_round = point.copy(), value, number
+        if self.judged:
+            self.strategy.judge(better, self.best)
         if first:
             self.history.append(_record(0, self.strategy.step))
         self.failed += failed
@@ -328,6 +344,7 @@ class _Search:
             "held_out_start": _finite(self.first_value),
             "held_out_kept": _finite(self.best_value),
             "held_out_images": len(self.rows.held_out),
+            **self.strategy.report,
             **paid,
         }
         if self.plan.price:

@@ -6,6 +6,7 @@ every family, so one first step serves all. Values are losses, smaller is better
     GreedySearch   best of antithetic draws, if it beats the current point (GeZO)
     TwoSided       SPSA: simultaneous two-sided differences, Adam on the estimate
     Evolution      CMA-ES; see `evenhand.methods.editing.evolution`
+    Surrogate      a network that learns to answer as the encoder does; see `evenhand.methods.editing.surrogate`
 
 Draws come from ``generator(seed, name, round)``, so a strategy that loads a `Strategy.state` goes on exactly as the first would have.
 """
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evenhand.config.editing import GeZOConfig
+from evenhand.config.editing import OPTIMIZERS, GeZOConfig
 from evenhand.errors import ConfigError, nearest
 from evenhand.random import generator
 
@@ -71,6 +72,8 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    check_every: ClassVar[int | None] = None
+    """Rounds between checks that the strategy needs; None: as asked for."""
 
     def __init__(self, start: Array, step: float, seed: int) -> None:
         if not step > 0:
@@ -94,6 +97,14 @@ class Strategy(ABC):
     def tell(self, values: Sequence[float]) -> Told:
         """Take the values of the points last asked for, in their order, and move."""
 
+    def learn(  # noqa: B027
+        self, rows: npt.NDArray[np.int64], points: Sequence[Array], answers: Sequence[torch.Tensor]
+    ) -> None:
+        """Take whole answers: embeddings (m, d) of training images ``rows`` (m,) under every point; most strategies need only losses."""
+
+    def judge(self, better: bool, best: Array) -> None:  # noqa: B027
+        """Hear from a check whether ``current`` is the best edit so far, and which one is; most strategies go their own way."""
+
     def restart(self, point: Array) -> None:
         """Go on from a point with the first step and no memory of directions."""
         self.current, self.step = np.array(point, np.float64), self.first_step
@@ -107,6 +118,11 @@ class Strategy(ABC):
     def notes(self) -> tuple[str, ...]:
         """Sentences for the report."""
         return ()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """JSON: what the strategy adds to the search's report."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Numbers and tensors from which `load_state` resumes exactly; holds no code."""
@@ -347,7 +363,7 @@ def build_strategy(config: GeZOConfig, start: Array, seed: int) -> Strategy:
     """The strategy that ``config.optimizer`` names, at ``start`` (p,).
 
     Raises:
-        ConfigError: an unknown optimiser, or a first step that is not above 0.
+        ConfigError: an unknown optimiser, or a first step that is not above 0. A surrogate is made from more than this.
     """
     if config.optimizer == "spsa":
         return TwoSided(start, config.step, seed, draws=config.draws, lr=config.lr)
@@ -356,7 +372,7 @@ def build_strategy(config: GeZOConfig, start: Array, seed: int) -> Strategy:
 
         return Evolution(start, config.step, seed, population=config.population)
     if config.optimizer != "gezo":
-        raise ConfigError(f"optimizer is '{config.optimizer}'; {nearest(config.optimizer, ('gezo', 'spsa', 'cma'))}")
+        raise ConfigError(f"optimizer is '{config.optimizer}'; {nearest(config.optimizer, OPTIMIZERS)}")
     return GreedySearch(
         start, config.step, seed, draws=config.draws, momentum=config.momentum, decay=config.step_decay,
         both_signs=config.both_signs, check_incumbent=config.check_incumbent, keep_momentum=config.keep_momentum,

@@ -1,0 +1,225 @@
+"""The search through a surrogate: what it learns, what it asks, and that the encoder alone decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from queried import Encoder, Memory, config, heads, make_task, run
+
+from evenhand.config.editing import DNEConfig
+from evenhand.data.groups import Groups
+from evenhand.edits.build import build_edit
+from evenhand.errors import ConfigError, InputError, NonFiniteLossError
+from evenhand.methods.editing import surrogate as module
+from evenhand.methods.editing.costs import Beside
+from evenhand.methods.editing.dne import DNE
+from evenhand.methods.editing.search import make_plan, search
+from evenhand.methods.editing.setup import prepare
+from evenhand.methods.editing.surrogate import Answers, StandIn, Surrogate
+
+
+def options(**changed):
+    return config(**({"optimizer": "surrogate", "budget": 1500} | changed))
+
+
+def strategy(task=None, **changed):
+    task, chosen = task or make_task(), options(**changed)
+    setup = prepare(task, chosen, heads())
+    return Surrogate(task, build_edit(chosen, task.train.x.shape, task.seed), setup.objective, chosen, 1)
+
+
+def test_a_network_learns_to_answer_as_the_encoder_does_and_says_how_well_on_new_answers():
+    _, found = run(make_task(), options(surrogate_steps=600, surrogate_width=16, draws=8, budget=2000))
+    explained = found.report["surrogate"]["explained"]
+    assert len(explained) == found.report["rounds"] - 1 >= 3
+    assert explained[-1] > 0.7
+    assert found.report["surrogate"]["unedited_images"] == 240
+    assert not any("surrogate explained" in note for note in found.notes)
+
+
+class Noise(Encoder):
+    """Answers that no network can learn."""
+
+    def __call__(self, images):
+        super().__call__(images)
+        return torch.stack([(images.sum(dim=(1, 2, 3)) * 1e3 * k).sin() for k in range(1, 6)], dim=1)
+
+
+def test_a_surrogate_that_knows_nothing_is_said():
+    _, found = run(make_task(embedder=Noise()), options())
+    assert any("surrogate explained" in note and "method.optimizer=cma" in note for note in found.notes)
+
+
+def test_every_edit_is_measured_on_the_encoder_after_its_round():
+    _, found = run(make_task(), options())
+    assert all(record["held_out"] is not None for record in found.history)
+    assert min(record["held_out"] for record in found.history) == found.report["held_out_kept"]
+
+
+def test_queries_lie_around_the_start_and_then_around_the_step_taken():
+    one = strategy(draws=200, step=2.0)
+    p = len(one.start)
+    points = np.stack(one.ask().points)
+    assert np.array_equal(points, np.stack(one.ask().points)), "asking again gives the same"
+    assert np.sqrt((points**2).mean()) == pytest.approx(8 / math.sqrt(p), rel=0.1)
+    one.previous, one.current, one.round = np.full(p, 1.0), np.full(p, 41.0), 1
+    share = (np.stack(one.ask().points).mean(axis=1) - 1.0) / 40
+    assert 0.4 < share.min() < 0.6
+    assert 1.4 < share.max() < 1.6
+
+
+def test_a_proposal_that_is_no_better_is_taken_back_and_the_step_halved():
+    one = strategy(step=4.0)
+    best = one.start + 1.0
+    one.judge(False, best)
+    assert (one.step, one.current.sum()) == (4.0, 0.0), "the start has nothing to go back to"
+    one.round, one.current = 1, one.start + 9.0
+    one.judge(True, one.current)
+    assert (one.step, one.current[0]) == (4.0, 9.0)
+    one.judge(False, best)
+    assert (one.step, one.current[0], one.previous[0]) == (2.0, 1.0, 9.0)
+
+
+def test_patience_counts_checks():
+    _, found = run(make_task(embedder=Noise()), options(budget=20_000, patience=6, refit_every=3))
+    assert found.report["ended_by"] == "patience"
+    assert found.report["rounds"] == found.report["kept_round"] + 2
+
+
+def test_answers_that_are_not_finite_are_not_learnt():
+    one = strategy()
+    z = torch.ones(4, 5)
+    z[1, 2] = float("nan")
+    one.learn(np.arange(4), [one.start, one.start], [z, z * float("nan")])
+    assert [part.rows.tolist() for part in one.answers] == [[0, 2, 3]]
+
+
+def test_every_answer_is_in_one_batch_of_a_pass():
+    parts = [Answers(np.full(3, float(k)), np.arange(size), torch.arange(size)[:, None] + 100.0 * k) for k, size in enumerate((5, 40, 33))]
+    for rng in (None, np.random.default_rng(0)):
+        batches = list(module._batches(parts, rng))
+        seen = sorted(float(value) for batch in batches for part in batch for value in part.z)
+        assert seen == sorted(float(value) for part in parts for value in part.z)
+        assert all(torch.equal(part.z[:, 0] - 100 * part.point[0], torch.from_numpy(part.rows)) for batch in batches for part in batch)
+        assert max(sum(len(part.rows) for part in batch) for batch in batches) <= module.BATCH
+
+
+def test_directions_are_what_a_ridge_head_reads():
+    one = strategy()
+    answers = one._unedited()
+    mean, spread = answers.z.mean(dim=0), answers.z.std(dim=0, unbiased=False)
+    found = one._directions(answers, mean, spread)
+    read = ((answers.z - mean) / spread) @ found
+    y = torch.from_numpy(one.task.train.y[answers.rows, 0])
+    groups = torch.from_numpy(one.task.train.groups["site"].codes[answers.rows])
+    assert found.shape == (5, 4)
+    assert read.std(dim=0, unbiased=False).tolist() == pytest.approx([1.0] * 4, rel=1e-3)
+    assert float(torch.corrcoef(torch.stack([read[:, 3], y]))[0, 1]) > 0.7
+    assert float(torch.corrcoef(torch.stack([read[:, 1], (groups == 1).float()]))[0, 1]) > 0.7
+
+
+@pytest.mark.parametrize("grid", [(1, 8, 8), (3, 64, 48), (3, 224, 224)])
+def test_the_network_takes_any_grid(grid):
+    torch.manual_seed(0)
+    network = StandIn(grid, torch.arange(7.0), torch.ones(7) * 2, torch.zeros(7, 2), 8, seed=0)
+    again = StandIn(grid, torch.arange(7.0), torch.ones(7) * 2, torch.zeros(7, 2), 8, seed=0)
+    images = torch.rand(2, *grid)
+    z = network(images)
+    assert z.shape == (2, 7)
+    assert torch.equal(z, again(images))
+    assert torch.equal(z, network.standardised(images) * 2 + torch.arange(7.0))
+    assert len(network.body(images)[0, 0]) <= 8
+
+
+def test_unedited_embeddings_belong_to_the_estimate():
+    task, chosen = make_task(), options(measure=False)
+    assert Beside.of(task, chosen, heads_given=True).plain == 360
+    assert Beside.of(task, config(measure=False), heads_given=True).plain == 0
+    plan = make_plan(task, build_edit(chosen, task.train.x.shape), chosen)[0]
+    assert (plan.every, plan.round, plan.smallest) == (1, 3 * 32, 3 * 32 + 2 * 140)
+
+
+def test_training_that_does_not_stay_finite_is_given_up_and_said(monkeypatch):
+    class Diverging:
+        def __init__(self, config): ...
+
+        def fit_edit(self, *_, **__):
+            raise NonFiniteLossError("inf")
+
+    monkeypatch.setattr(module, "DNE", Diverging)
+    edit, found = run(make_task(), options())
+    assert found.report["kept_round"] == 0
+    assert bool((edit.vector() == 0).all())
+    assert any("method.edit_lr" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("changed", [{"objective": "published", "utility": 0.0, "norm_weight": 0.01, "family": ["pixel"]},
+                                     {"family": ["tone", "residual"], "width": 2}, {"objective": "confusion", "natural_steps": False},
+                                     {"validation_images": 0}])  # fmt: skip
+def test_every_family_and_objective(changed):
+    _, found = run(make_task(), options(budget=700, **changed))
+    assert found.report["rounds"] >= 1
+    assert math.isfinite(found.history[-1]["objective"])
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_other_kinds_of_labels_several_attributes_and_missing_values(kind):
+    task = make_task()
+    rng = np.random.default_rng(3)
+
+    def changed(split):
+        n = len(split)
+        groups = {**split.groups, "sex": Groups("sex", ("f", "m", "x"), rng.integers(-1, 3, n))}
+        if kind == "multiclass":
+            return replace(split, y=rng.integers(-1, 3, n), groups=groups)
+        y = np.concatenate([split.y, rng.integers(0, 2, (n, 1)).astype(np.float32)], axis=1)
+        y[::5, 1] = np.nan
+        return replace(split, y=y, groups=groups)
+
+    labels = ("kind",) if kind == "multiclass" else ("ill", "other")
+    classes = ("a", "b", "c") if kind == "multiclass" else ()
+    task = replace(
+        task, train=changed(task.train), val=changed(task.val), kind=kind, labels=labels, classes=classes, attributes=("site", "sex")
+    )
+    chosen = options(budget=700, attributes=["site", "sex"])
+    setup = prepare(task, chosen)
+    edit = build_edit(chosen, task.train.x.shape, task.seed)
+    found = search(task, edit, setup.objective, chosen, (setup.train, setup.val))
+    assert found.report["rounds"] >= 1
+    assert math.isfinite(found.report["held_out_kept"])
+
+
+def test_the_first_step_has_to_be_above_zero():
+    with pytest.raises(ConfigError, match="above 0"):
+        strategy(step=0.0)
+
+
+class Smooth:
+    """Lets gradients through to an encoder that asserts it has none."""
+
+    dim, input_size, channels, fingerprint, differentiable = 5, (8, 8), 1, "smooth", True
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, images):
+        with torch.no_grad():
+            plain = self.inner(images.detach())
+        mean = images.mean(dim=(1, 2, 3))
+        return plain + (mean - mean.detach())[:, None]
+
+
+def test_dne_begins_where_it_is_told():
+    chosen = DNEConfig(family=["spectral"], bands=4, epochs=1, lr=0.0, l2_head=0.1, controls=False, measure=False)
+    start = torch.tensor([0.3, -0.2, 0.1, 0.4])
+    task = make_task(embedder=Smooth(Encoder()), store=Memory())
+    found = DNE(chosen).fit_edit(task, heads(), start=start)
+    torch.testing.assert_close(found.edit.vector(), start)
+    with pytest.raises(InputError, match="another encoder"):
+        DNE(chosen).fit_edit(task, heads(), start=start + 1)
+    with pytest.raises(InputError, match="another encoder"):
+        DNE(chosen).fit_edit(task, heads())
