@@ -11,7 +11,7 @@ from evenhand.config.schema import DataConfig, MethodConfig, ModelConfig, Traine
 
 FAMILIES = ("pixel", "lowres", "dct", "border", "tone", "spectral", "residual")
 OBJECTIVES = ("published", "confusion", "hidden")
-OPTIMIZERS = ("gezo", "spsa", "cma", "surrogate")
+OPTIMIZERS = ("surrogate", "cma", "spsa", "gezo")
 
 
 @dataclass
@@ -75,8 +75,8 @@ class GeZOConfig(EditMethodConfig):
 
     name: str = opt("gezo", "registry name of the method")
     family: list[str] = opt(["spectral"], "kinds of edit, applied in this order: " + ", ".join(FAMILIES))
-    optimizer: str = opt("cma", "gezo: greedy search (published); spsa: two-sided differences with Adam; cma: CMA-ES; surrogate: the "
-                         "gradient of a network that learns the encoder's answers", choices=OPTIMIZERS)
+    optimizer: str = opt("surrogate", "surrogate: the gradient of a network that learns the encoder's answers; cma: CMA-ES; spsa: "
+                         "two-sided differences with Adam; gezo: greedy search (published)", choices=OPTIMIZERS)
     budget: int = opt(50_000, "most images ever sent to the encoder for the search; a hard limit", "images")
     price: float = opt(0.0, "price of 1000 images sent, for the cost estimate", low=0)
     rounds: int = opt(0, "most rounds; 0 = as the budget allows (published: 50)", low=0)
@@ -92,7 +92,7 @@ class GeZOConfig(EditMethodConfig):
     edit_steps: int = opt(140, "surrogate: steps of the edit's training a round, to whole passes over its images", "steps", low=1)
     surrogate_steps: int = opt(800, "surrogate: steps of its own training in the first round, a third of them in later ones", "steps",
                                low=1)
-    surrogate_width: int = opt(24, "surrogate: maps of its first layer, a multiple of 4", low=4)
+    surrogate_width: int = opt(16, "surrogate: maps of its first layer, a multiple of 4", low=4)
     momentum: float = opt(0.9, "gezo: momentum of accepted directions", low=0)
     step_decay: float = opt(0.95, "gezo: factor of the step after a round without improvement", low=0)
     restarts: int = opt(2, "gezo, cma: restarts from the best edit when the step has shrunk to nothing", low=0)
