@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "least_encoding": {"components": [2, 4]},
     "fairprune": {"rounds": 2, "images": 40},
     "dne": {**EDIT, "epochs": 1, "batch_size": 80},
-    "gezo": {**EDIT, "budget": 2000, "query_images": 40, "rounds": 3},
+    "gezo": {**EDIT, "budget": 2000, "query_images": 40, "rounds": 3, "draws": 4, "surrogate_steps": 20, "edit_steps": 4},
 }
 
 

@@ -28,7 +28,8 @@ from tests.runs.test_edited import make_edit
 MODEL = [word for word in TINY if not word.startswith("audit.")]
 QUICK = ["method.family=[spectral]", "method.reference_images=60", "method.controls=false", "method.utility=0"]
 DNE = ["method=dne", "method.epochs=2", "method.batch_size=64", "method.lr=0.5", *QUICK]
-GEZO = ["method=gezo", "method.query_images=16", "method.population=4", "method.validation_images=20", "method.refit_every=2", *QUICK]
+LEARNS = ["method.surrogate_steps=10", "method.surrogate_width=4", "method.edit_steps=2", "method.draws=4"]
+GEZO = ["method=gezo", "method.query_images=16", "method.validation_images=20", *LEARNS, *QUICK]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from tests.runs.test_edited import make_edit
 OPTIONS = ["trainer.accelerator=cpu", "trainer.progress=false"]
 AUDIT = [word for word in TINY if word.startswith("audit.")]
 GEZO = [
-    "method=gezo", "method.query_images=16", "method.population=4", "method.validation_images=20", "method.refit_every=2",
+    "method=gezo", "method.optimizer=cma", "method.query_images=16", "method.population=4", "method.validation_images=20",
+    "method.refit_every=2",
     "method.reference_images=40", "method.controls=false", "method.utility=0", "method.rounds=4", "method.concurrency=2", "model.retries=1",
 ]
 

@@ -103,7 +103,7 @@ def make_task(n=240, n_val=120, embedder=None, store=None, seed=0):
 
 def config(**options):
     small = {"family": ["spectral"], "bands": 4, "budget": 4000, "query_images": 32, "validation_images": 60, "reference_images": 80}
-    small |= {"refit_every": 3, "population": 6, "draws": 3, "l2_head": 0.1}
+    small |= {"optimizer": "cma", "refit_every": 3, "population": 6, "draws": 3, "l2_head": 0.1}
     small |= {"surrogate_steps": 30, "surrogate_width": 8, "edit_steps": 8}
     return GeZOConfig(**(small | options))
 

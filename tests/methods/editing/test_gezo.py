@@ -82,10 +82,11 @@ def task():
 
 def config(**options):
     small = {"bands": 3, "budget": 1500, "query_images": 32, "validation_images": 50, "reference_images": 60, "refit_every": 4}
+    small |= {"optimizer": "cma", "surrogate_steps": 20, "surrogate_width": 4, "edit_steps": 4}
     return GeZOConfig(**(small | {"population": 5, "draws": 2, "l2_head": 0.1, "controls": False} | options))
 
 
-@pytest.mark.parametrize("optimizer", ["gezo", "cma"])
+@pytest.mark.parametrize("optimizer", ["gezo", "cma", "surrogate"])
 def test_an_encoder_without_gradients_is_enough(task, optimizer, tmp_path):
     result = GeZO(config(optimizer=optimizer)).fit(task)
     assert task.embedder.n_images <= 1500
@@ -144,6 +145,7 @@ def test_a_given_head_and_no_report_leave_nothing_beside_the_search(task):
     options = config(measure=False, utility=0.0)
     assert Beside.of(task, options, heads_given=True).images == 0
     assert Beside.of(task, options, heads_given=True, probe=True).edited == 260
+    assert Beside.of(task, replace(options, optimizer="surrogate"), heads_given=True).plain == 160, "a surrogate learns from them"
     assert Beside.of(replace(task, val=make_rows(0, 1)), config(controls=True)).images == 160
 
 

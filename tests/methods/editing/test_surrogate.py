@@ -137,7 +137,7 @@ def test_the_network_takes_any_grid(grid):
 
 def test_unedited_embeddings_belong_to_the_estimate():
     task, chosen = make_task(), options(measure=False)
-    assert Beside.of(task, chosen, heads_given=True).plain == 360
+    assert Beside.of(task, chosen, heads_given=True).plain == 240
     assert Beside.of(task, config(measure=False), heads_given=True).plain == 0
     plan = make_plan(task, build_edit(chosen, task.train.x.shape), chosen)[0]
     assert (plan.every, plan.round, plan.smallest) == (1, 3 * 32, 3 * 32 + 2 * 140)

@@ -39,8 +39,9 @@ class Beside:
         reports = config.measure and len(task.val) > 0
         fits_label = config.l2_head is None and (config.utility > 0 or config.odds > 0)
         learns = isinstance(config, GeZOConfig) and config.optimizer == "surrogate"
-        plain = not heads_given or fits_label or learns or (reports and config.controls)
-        return cls(plain * n, (reports or probe) * n, (reports and config.controls) * n)
+        plain = not heads_given or fits_label or (reports and config.controls)
+        unedited = n if plain else learns * len(task.train)
+        return cls(unedited, (reports or probe) * n, (reports and config.controls) * n)
 
     @property
     def images(self) -> int:
