@@ -36,7 +36,9 @@ TRAINED = {
     "published black": ["method=gezo_released"],
     "paper black": ["method=gezo_paper"],
     "white": ["method=dne"],
-    "black": ["method=gezo"],
+    "black": ["method=gezo", "method.optimizer=cma"],
+    "surrogate": ["method=gezo"],
+    "surrogate, residual": ["method=gezo", "method.family=[residual]", "method.edit_lr=36", "method.edit_steps=420"],
     "utility alone": ["method=dne", "method.attribute_weight=0"],
     "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
 }

@@ -27,12 +27,12 @@ try:
     address = server.stdout.readline().split()[-1]
     common = [f"data={out / 'data'}", f"model={address}", "trainer.progress=false"]
 
-    # 3. The edit: 16 numbers, searched under a hard budget of images. 1.5 is the price of a thousand.
+    # 3. The edit: 16 numbers, trained through a network that learns the encoder's answers, under a hard budget of images. 1.5 is the price of a thousand.
     edit = eh.edit_train(
         eh.compose(
             "edit train",
-            [*common, "method=gezo", "method.budget=3000", "method.price=1.5", "method.population=6", "method.query_images=64",
-             "method.reference_images=64", "method.validation_images=45", "method.controls=false", f"out={out / 'edit'}"],
+            [*common, "method=gezo", "method.budget=3000", "method.price=1.5", "method.reference_images=64", "method.validation_images=45",
+             "method.surrogate_steps=300", "method.edit_steps=60", "method.controls=false", f"out={out / 'edit'}"],
         )
     )
     paid = json.loads((edit.root / "edit.json").read_text())["search"]
