@@ -29,7 +29,7 @@ def options(**changed):
 def strategy(task=None, **changed):
     task, chosen = task or make_task(), options(**changed)
     setup = prepare(task, chosen, heads())
-    return Surrogate(task, build_edit(chosen, task.train.x.shape, task.seed), setup.objective, chosen, 1)
+    return Surrogate(task, build_edit(chosen, task.train.x.shape, task.seed), setup.objective, chosen, 1, np.arange(len(task.train)))
 
 
 def test_a_network_learns_to_answer_as_the_encoder_does_and_says_how_well_on_new_answers():
@@ -191,6 +191,24 @@ def test_other_kinds_of_labels_several_attributes_and_missing_values(kind):
     found = search(task, edit, setup.objective, chosen, (setup.train, setup.val))
     assert found.report["rounds"] >= 1
     assert math.isfinite(found.report["held_out_kept"])
+
+
+@pytest.mark.parametrize(("changed", "said"), [({"surrogate_width": 6}, "a multiple of 4"), ({"edit_lr": 0.0}, "edit_lr is 0")])
+def test_options_that_cannot_work_send_nothing(changed, said):
+    task = make_task()
+    with pytest.raises(ConfigError, match=said):
+        run(task, options(**changed))
+    assert task.embedder.n_images == 0
+
+
+def test_images_that_decide_are_not_learnt_from():
+    task, chosen = make_task(n_val=0), options()
+    rows = make_plan(task, build_edit(chosen, task.train.x.shape), chosen)[1]
+    one = strategy(task)
+    one.known = np.sort(np.concatenate([rows.reference, rows.pool]))
+    assert not set(one._unedited().rows) & set(rows.held_out)
+    _, found = run(task, chosen)
+    assert found.report["surrogate"]["unedited_images"] == 240 - 60
 
 
 def test_the_first_step_has_to_be_above_zero():

@@ -125,7 +125,8 @@ class _Search:
         seed = derive_seed(task.seed, "search")
         self.strategy: Strategy
         if config.optimizer == Surrogate.name:
-            self.strategy = Surrogate(task, edit, objective, config, seed)
+            known = np.sort(np.concatenate([rows.reference, rows.pool]))
+            self.strategy = Surrogate(task, edit, objective, config, seed, known)
         else:
             self.strategy = build_strategy(config, np.zeros(edit.n_parameters), seed)
         self.notes = [note] if note else []
@@ -245,7 +246,7 @@ class _Search:
         value = math.nan if held_out is None else self._value(*held_out)
         self.checked = number
         if reference is not None:
-            self.strategy.learn(self.rows.reference, [point], [reference])
+            self.strategy.learn(self.rows.reference, [point], [reference], checked=True)
         failed = not finite or (self.judged and not math.isfinite(value))
         if first:
             self.first_value = value

@@ -98,9 +98,16 @@ class Strategy(ABC):
         """Take the values of the points last asked for, in their order, and move."""
 
     def learn(  # noqa: B027
-        self, rows: npt.NDArray[np.int64], points: Sequence[Array], answers: Sequence[torch.Tensor]
+        self, rows: npt.NDArray[np.int64], points: Sequence[Array], answers: Sequence[torch.Tensor], *, checked: bool = False
     ) -> None:
-        """Take whole answers: embeddings (m, d) of training images ``rows`` (m,) under every point; most strategies need only losses."""
+        """Take whole answers; most strategies need only losses.
+
+        Args:
+            rows: (m,) training images.
+            points: edits.
+            answers: embeddings (m, d) for every point.
+            checked: whether heads are fitted on them.
+        """
 
     def judge(self, better: bool, best: Array) -> None:  # noqa: B027
         """Hear from a check whether ``current`` is the best edit so far, and which one is; most strategies go their own way."""

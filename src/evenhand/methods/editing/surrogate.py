@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from evenhand.config.editing import DNEConfig, EditMethodConfig, GeZOConfig
 from evenhand.edits.base import Edit
-from evenhand.errors import NonFiniteLossError
+from evenhand.errors import ConfigError, NonFiniteLossError
 from evenhand.methods.base import Images, Task
 from evenhand.methods.baselines.erm import take_rows
 from evenhand.methods.editing.dne import DNE
@@ -145,11 +145,13 @@ class Answers:
         point: (p,) the edit, None: unedited.
         rows: (m,) positions of the images.
         z: (m, d) float32 on the CPU, finite.
+        checked: whether heads were fitted on them.
     """
 
     point: Array | None
     rows: npt.NDArray[np.int64]
     z: Tensor
+    checked: bool = False
 
 
 class Surrogate(Strategy):
@@ -163,13 +165,17 @@ class Surrogate(Strategy):
         objective: what is minimised; its heads on unedited images and its L2 strength are taken over.
         config: the options.
         seed: of the draws.
+        known: positions of the training images that may be learnt from: all that do not decide which edit is kept.
     """
 
     name = "surrogate"
     check_every = 1
 
-    def __init__(self, task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, seed: int) -> None:
+    def __init__(
+        self, task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, seed: int, known: npt.NDArray[np.int64]
+    ) -> None:
         super().__init__(np.zeros(edit.n_parameters), config.step, seed)
+        self.known = known
         self.task, self.config, self.objective = task, config, objective
         self.facts = RowFacts.of(task.train, [head.attribute for head in objective.heads])
         self.rounding = edit.bounds.rounding
@@ -187,7 +193,16 @@ class Surrogate(Strategy):
 
     @staticmethod
     def points(config: GeZOConfig) -> int:
-        """Edits that a round asks about."""
+        """Edits that a round asks about.
+
+        Raises:
+            ConfigError: a width that is no multiple of 4, or a learning rate that is not above 0.
+        """
+        if config.surrogate_width % 4:
+            width = f"method.surrogate_width is {config.surrogate_width}"
+            raise ConfigError(f"{width}, but must be a multiple of 4, as maps are normalised in 4 groups; give 8, 16 or 24")
+        if not config.edit_lr > 0:
+            raise ConfigError(f"method.edit_lr is {config.edit_lr:g}, but must be above 0, or no edit is ever proposed")
         return config.draws
 
     @property
@@ -205,12 +220,15 @@ class Surrogate(Strategy):
         draws = rng.standard_normal((self.n_points, len(self.start))) * noise
         return Asked([self.previous + t * moved + draw for t, draw in zip(share, draws, strict=True)], [0] * self.n_points)
 
-    def learn(self, rows: npt.NDArray[np.int64], points: Sequence[Array], answers: Sequence[Tensor]) -> None:
+    def learn(
+        self, rows: npt.NDArray[np.int64], points: Sequence[Array], answers: Sequence[Tensor], *, checked: bool = False
+    ) -> None:
         """Keep what the encoder said of training images; embeddings that are not finite are left out."""
         for point, z in zip(points, answers, strict=True):
             good = torch.isfinite(z).all(dim=1).cpu()
             if bool(good.any()):
-                self.answers.append(Answers(np.array(point, np.float64), rows[good.numpy()], z.detach().float().cpu()[good]))
+                kept = z.detach().float().cpu()[good]
+                self.answers.append(Answers(np.array(point, np.float64), rows[good.numpy()], kept, checked))
 
     def judge(self, better: bool, best: Array) -> None:
         """Go back to the best edit and halve the step, where the encoder found a proposal no better."""
@@ -229,7 +247,7 @@ class Surrogate(Strategy):
     def _unedited(self) -> Answers:
         """Unedited training images, embedded before the search for the heads."""
         if self._plain is None:
-            rows = np.sort(generator(self.seed, "unedited").permutation(len(self.task.train))[:ROWS])
+            rows = np.sort(generator(self.seed, "unedited").permutation(self.known)[:ROWS])
             z = torch.from_numpy(np.ascontiguousarray(self.task.embed(self.task.train.x)[rows], dtype=np.float32))
             self._plain = Answers(None, rows, z)
         return self._plain
@@ -288,7 +306,7 @@ class Surrogate(Strategy):
     def _look_again(self) -> None:
         """Directions under the last edit that heads were fitted for, where there is one."""
         network = self.network
-        checked = [part for part in self.answers if len(part.rows) > self.config.query_images]
+        checked = [part for part in self.answers if part.checked]
         if network is None or not checked:
             return
         found = self._directions(checked[-1], network.mean.cpu(), network.spread.cpu())
@@ -330,7 +348,7 @@ class Surrogate(Strategy):
         """Where the edit comes to from the present one, by the surrogate's gradient; the present one where that is not finite."""
         network, config = self.network, self.config
         assert network is not None
-        rows = np.sort(generator(self.seed, "edit rows", self.round).permutation(len(self.task.train))[:ROWS])
+        rows = np.sort(generator(self.seed, "edit rows", self.round).permutation(self.known)[:ROWS])
         shared = {item.name: getattr(config, item.name) for item in fields(EditMethodConfig) if item.name != "name"}
         own = {
             "epochs": max(1, round(config.edit_steps * BATCH / len(rows))), "natural_steps": config.natural_steps,
@@ -356,7 +374,7 @@ class Surrogate(Strategy):
     def report(self) -> dict[str, Any]:
         """JSON: the share of variance that the surrogate explained of every round's answers before it learnt them."""
         known = [value for value in self.explained if value is not None]
-        return {"surrogate": {"explained": known, "unedited_images": len(self._unedited().rows)}}
+        return {"surrogate": {"explained": known, "unedited_images": min(len(self.known), ROWS)}}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -386,6 +404,7 @@ class Surrogate(Strategy):
             "previous": torch.from_numpy(self.previous.copy()),
             "points": torch.from_numpy(np.stack(points) if points else np.zeros((0, len(self.start)))),
             "counts": [len(part.rows) for part in self.answers],
+            "checked": [part.checked for part in self.answers],
             "rows": torch.from_numpy(np.concatenate([part.rows for part in self.answers])) if self.answers else None,
             "z": torch.cat([part.z for part in self.answers]) if self.answers else None,
             "fresh": self._fresh,
@@ -399,9 +418,9 @@ class Surrogate(Strategy):
         super().load_state(state)
         self.previous = np.array(state["previous"].numpy(), np.float64)
         self.answers, begin = [], 0
-        for point, count in zip(state["points"].numpy(), state["counts"], strict=True):
+        for point, count, checked in zip(state["points"].numpy(), state["counts"], state["checked"], strict=True):
             rows, z = state["rows"][begin : begin + count].numpy(), state["z"][begin : begin + count]
-            self.answers.append(Answers(np.array(point), rows, z))
+            self.answers.append(Answers(np.array(point), rows, z, checked))
             begin += count
         self._fresh, self.explained, self.lost = int(state["fresh"]), list(state["explained"]), int(state["lost"])
         self.network = None
