@@ -81,7 +81,7 @@ class GeZOConfig(EditMethodConfig):
     price: float = opt(0.0, "price of 1000 images sent, for the cost estimate", low=0)
     rounds: int = opt(0, "most rounds; 0 = as the budget allows (published: 50)", low=0)
     query_images: int = opt(32, "images a query, the same for all candidates of a round (published: 2 batches of 128)", "images")
-    validation_images: int = opt(256, "validation images that decide which edit is kept, measured every refit_every rounds; "
+    validation_images: int = opt(256, "validation images that decide which edit is kept, measured at every check; "
                                  "0 = the last edit is kept (published)", "images", low=0)
     draws: int = opt(10, "gezo, spsa: directions a round (published: 10); surrogate: edits asked about", low=1)
     population: int = opt(8, "cma: candidates a round; 0 = the library's choice", low=0)
@@ -95,15 +95,16 @@ class GeZOConfig(EditMethodConfig):
     surrogate_width: int = opt(16, "surrogate: maps of its first layer, a multiple of 4", low=4)
     momentum: float = opt(0.9, "gezo: momentum of accepted directions", low=0)
     step_decay: float = opt(0.95, "gezo: factor of the step after a round without improvement", low=0)
-    restarts: int = opt(2, "gezo, cma: restarts from the best edit when the step has shrunk to nothing", low=0)
-    patience: int = opt(30, "rounds without a better held-out objective before stopping; 0 = off", low=0)
+    restarts: int = opt(2, "restarts (not spsa) from the best edit when the step has shrunk to nothing", low=0)
+    patience: int = opt(30, "rounds without a better held-out objective before stopping (surrogate: patience / refit_every of its "
+                            "rounds); 0 = off", low=0)
     same_batch: bool = opt(True, "compare candidates of a round on the same images (released code: no)")
     check_incumbent: bool = opt(True, "evaluate the current edit on the round's images, accept only what beats it (released code: no)")
     both_signs: bool = opt(True, "use both directions of a draw (released code: only plus)")
     keep_momentum: bool = opt(True, "keep momentum between rounds (released code: no)")
     keep_step: bool = opt(True, "keep the decayed step between rounds (released code: no)")
     coast: bool = opt(True, "gezo: the momentum's step is a candidate of its own, so that every accepted edit was measured (published: no)")
-    refit_every: int = opt(8, "rounds between checks: heads re-fitted on edited images, and the held-out objective", low=1)
+    refit_every: int = opt(8, "rounds between checks (surrogate: 1): heads re-fitted on edited images, and the held-out objective", low=1)
     reference_images: int = opt(512, "training images that heads are re-fitted on", "images")
     concurrency: int = opt(4, "requests in flight at once (an encoder behind an API)", low=1)
 

@@ -27,7 +27,10 @@ IGNORED_IN_IDENTITY = (
     "method.concurrency", "method.price", "method.budget", "method.rounds", "logger", "trainer.profile",
 )
 """Options that do not change a run's numbers, or only how far it goes, so that a run goes on under others."""
-LATER = {"trainer.plateau_monitor": "monitor", "trainer.overfit_batches": 0, "trainer.limit_batches": 0}
+LATER = {
+    "trainer.plateau_monitor": "monitor", "trainer.overfit_batches": 0, "trainer.limit_batches": 0, "method.edit_lr": 12.0,
+    "method.edit_steps": 140, "method.surrogate_steps": 800, "method.surrogate_width": 16,
+}  # fmt: skip
 """Options that came later, at the values that change nothing: a run that was begun before them goes on."""
 BY_CONTENT = {"method.mask": "mask", "method.mask_like": "mask_like"}
 """Options that name a file -> where a run keeps that file's sha256; with it, the file may lie elsewhere."""

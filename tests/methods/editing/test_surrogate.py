@@ -13,13 +13,15 @@ from queried import Encoder, Memory, config, heads, make_task, run
 from evenhand.config.editing import DNEConfig
 from evenhand.data.groups import Groups
 from evenhand.edits.build import build_edit
-from evenhand.errors import ConfigError, InputError, NonFiniteLossError
+from evenhand.errors import ConfigError, InputError, MethodError, NonFiniteLossError
 from evenhand.methods.editing import surrogate as module
 from evenhand.methods.editing.costs import Beside
 from evenhand.methods.editing.dne import DNE
+from evenhand.methods.editing.gezo import GeZO
 from evenhand.methods.editing.search import make_plan, search
 from evenhand.methods.editing.setup import prepare
-from evenhand.methods.editing.surrogate import Answers, StandIn, Surrogate
+from evenhand.methods.editing.stand_in import Answers, StandIn
+from evenhand.methods.editing.surrogate import Surrogate
 
 
 def options(**changed):
@@ -57,7 +59,10 @@ def test_a_surrogate_that_knows_nothing_is_said():
 def test_every_edit_is_measured_on_the_encoder_after_its_round():
     _, found = run(make_task(), options())
     assert all(record["held_out"] is not None for record in found.history)
-    assert min(record["held_out"] for record in found.history) == found.report["held_out_kept"]
+    held = [record["held_out"] for record in found.history]
+    assert min(held) == found.report["held_out_kept"]
+    better = [value < min(held[:k]) for k, value in enumerate(held) if k]
+    assert [record["accepted"] for record in found.history[1:]] == better
 
 
 def test_queries_lie_around_the_start_and_then_around_the_step_taken():
@@ -79,9 +84,11 @@ def test_a_proposal_that_is_no_better_is_taken_back_and_the_step_halved():
     assert (one.step, one.current.sum()) == (4.0, 0.0), "the start has nothing to go back to"
     one.round, one.current = 1, one.start + 9.0
     one.judge(True, one.current)
-    assert (one.step, one.current[0]) == (4.0, 9.0)
+    assert (one.step, one.current[0]) == (4.0, 9.0), "never longer than the first"
     one.judge(False, best)
     assert (one.step, one.current[0], one.previous[0]) == (2.0, 1.0, 9.0)
+    one.judge(True, best)
+    assert one.step == 4.0
 
 
 def test_patience_counts_checks():
@@ -101,7 +108,7 @@ def test_answers_that_are_not_finite_are_not_learnt():
 def test_every_answer_is_in_one_batch_of_a_pass():
     parts = [Answers(np.full(3, float(k)), np.arange(size), torch.arange(size)[:, None] + 100.0 * k) for k, size in enumerate((5, 40, 33))]
     for rng in (None, np.random.default_rng(0)):
-        batches = list(module._batches(parts, rng))
+        batches = list(module.batches(parts, rng))
         seen = sorted(float(value) for batch in batches for part in batch for value in part.z)
         assert seen == sorted(float(value) for part in parts for value in part.z)
         assert all(torch.equal(part.z[:, 0] - 100 * part.point[0], torch.from_numpy(part.rows)) for batch in batches for part in batch)
@@ -158,7 +165,7 @@ def test_training_that_does_not_stay_finite_is_given_up_and_said(monkeypatch):
 
 
 @pytest.mark.parametrize("changed", [{"objective": "published", "utility": 0.0, "norm_weight": 0.01, "family": ["pixel"]},
-                                     {"family": ["tone", "residual"], "width": 2}, {"objective": "confusion", "natural_steps": False},
+                                     {"family": ["tone", "residual"], "width": 2}, {"objective": "confusion"},
                                      {"validation_images": 0}])  # fmt: skip
 def test_every_family_and_objective(changed):
     _, found = run(make_task(), options(budget=700, **changed))
@@ -193,22 +200,130 @@ def test_other_kinds_of_labels_several_attributes_and_missing_values(kind):
     assert math.isfinite(found.report["held_out_kept"])
 
 
-@pytest.mark.parametrize(("changed", "said"), [({"surrogate_width": 6}, "a multiple of 4"), ({"edit_lr": 0.0}, "edit_lr is 0")])
+@pytest.mark.parametrize(("changed", "said"), [({"surrogate_width": 6}, "a multiple of 4"), ({"edit_lr": 0.0}, "edit_lr is 0"),
+                                               ({"step": 0.0}, "step is 0"), ({"step": math.inf}, "step is inf"),
+                                               ({"natural_steps": False}, "natural_steps=false")])  # fmt: skip
 def test_options_that_cannot_work_send_nothing(changed, said):
-    task = make_task()
+    def embed(images):
+        raise AssertionError("sent")
+
+    task = replace(make_task(), embed=embed)
     with pytest.raises(ConfigError, match=said):
-        run(task, options(**changed))
+        GeZO(options(**changed)).fit_edit(task)
     assert task.embedder.n_images == 0
 
 
-def test_images_that_decide_are_not_learnt_from():
+def test_images_that_decide_are_not_learnt_from(monkeypatch):
+    task, chosen = make_task(n_val=0), options()
+    deciding = set(make_plan(task, build_edit(chosen, task.train.x.shape), chosen)[1].held_out.tolist())
+    assert len(deciding) == 60
+    seen = set()
+
+    class Watching(DNE):
+        def fit_edit(self, task, *args, **kwargs):
+            seen.update(task.train.index.tolist())
+            return super().fit_edit(task, *args, **kwargs)
+
+    plain = module.batches
+
+    def batches(known, rng):
+        seen.update(int(row) for part in known for row in part.rows)
+        return plain(known, rng)
+
+    monkeypatch.setattr(module, "DNE", Watching)
+    monkeypatch.setattr(module, "batches", batches)
+    run(task, chosen)
+    assert len(seen) == 180
+    assert not seen & deciding
+
+
+def test_a_group_that_only_deciding_images_have_is_refused_before_anything_is_sent():
     task, chosen = make_task(n_val=0), options()
     rows = make_plan(task, build_edit(chosen, task.train.x.shape), chosen)[1]
+    codes = np.zeros(240, np.int64)
+    codes[rows.held_out] = 1
+    groups = {"site": Groups("site", ("a", "b"), codes)}
+    with pytest.raises(MethodError, match="only 'a' among the 180"):
+        make_plan(replace(task, train=replace(task.train, groups=groups)), build_edit(chosen, task.train.x.shape), chosen)
+
+
+def test_a_rare_group_is_in_every_rounds_rows(monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 40)
+    monkeypatch.setattr(module, "OFTEN", 4)
+    task = make_task()
+    codes = np.zeros(240, np.int64)
+    codes[[7, 99]] = 1
+    task = replace(task, train=replace(task.train, groups={"site": Groups("site", ("a", "b"), codes)}))
     one = strategy(task)
-    one.known = np.sort(np.concatenate([rows.reference, rows.pool]))
-    assert not set(one._unedited().rows) & set(rows.held_out)
-    _, found = run(task, chosen)
-    assert found.report["surrogate"]["unedited_images"] == 240 - 60
+    for one.round in range(8):
+        rows = one._edit_rows()
+        assert len(rows) == len(set(rows)) == 40
+        assert {7, 99} <= set(rows)
+
+
+class Flat(Encoder):
+    """Constant answers from the given call on."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.begin = begin
+
+    def __call__(self, images):
+        z = super().__call__(images)
+        return torch.full_like(z, 0.7) if self.calls >= self.begin else z
+
+
+@pytest.mark.parametrize("begin", [1, 9])
+def test_answers_that_do_not_vary_end_no_search(begin):
+    _, found = run(make_task(embedder=Flat(begin)), options(budget=900))
+    assert found.report["ended_by"] == "budget"
+
+
+def test_unedited_images_that_do_not_vary_end_no_search():
+    task = make_task(embedder=Flat(1))
+    task = replace(task, embed=lambda images: np.full((len(images), 5), 0.7, np.float32))
+    chosen = options(budget=900)
+    setup = prepare(task, chosen, heads())
+    edit = build_edit(chosen, task.train.x.shape, task.seed)
+    assert search(task, edit, setup.objective, chosen, (setup.train, setup.val)).report["ended_by"] == "budget"
+
+
+class Huge(Encoder):
+    """Finite answers beyond all measure from the second check on."""
+
+    def __call__(self, images):
+        z = super().__call__(images)
+        return z * 1e5 if self.calls > 12 and self.calls % 3 == 0 else z
+
+
+def test_answers_beyond_all_measure_end_no_search():
+    _, found = run(make_task(embedder=Huge()), options(budget=900))
+    assert math.isfinite(found.report["held_out_kept"])
+
+
+def test_a_dimension_that_is_silent_without_an_edit_does_not_rule():
+    class Silent(Encoder):
+        dim = 6
+
+        def __call__(self, images):
+            z = super().__call__(images)
+            return torch.cat([z, (z[:, 2:3] - 1.6).clamp(min=0) * 50], dim=1)
+
+    encoder = Silent()
+    task = make_task(embedder=encoder)
+
+    def embed(images):
+        with torch.no_grad():
+            z = Encoder()(images.batch(slice(None))).numpy()
+        return np.concatenate([z, np.zeros((len(z), 1), np.float32)], axis=1)
+
+    chosen = options(surrogate_steps=300)
+    task = replace(task, embed=embed)
+    setup = prepare(task, chosen)
+    one = Surrogate(task, build_edit(chosen, task.train.x.shape), setup.objective, chosen, 1, np.arange(240))
+    network = one._new_network()
+    others = network.spread[:5].mean()
+    assert float(network.spread[5]) > 0.05 * float(others)
 
 
 def test_the_first_step_has_to_be_above_zero():

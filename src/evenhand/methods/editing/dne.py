@@ -71,7 +71,11 @@ class DNE:
         return finish(task, self.fit_edit(task), self.config)
 
     def fit_edit(
-        self, task: Task, heads: Mapping[str, AttributeHead] | None = None, start: Tensor | None = None
+        self,
+        task: Task,
+        heads: Mapping[str, AttributeHead] | None = None,
+        start: Tensor | None = None,
+        peers: Processes | None = None,
     ) -> EditOutcome:
         """Train the edit; a second call with the same store continues where a kill left it, to the same bits.
 
@@ -79,6 +83,7 @@ class DNE:
             task: what a method is given; ``task.embedder`` must give gradients.
             heads: attribute heads fitted before; default: they are fitted here.
             start: (p,) parameters to begin with (`Edit.vector`); default: those of the identity.
+            peers: the processes that share every batch; default: those of the process group, where there is one.
         """
         embedder = needs_embedder(task)
         if not embedder.differentiable:
@@ -86,7 +91,7 @@ class DNE:
         if not len(task.train):
             raise MethodError("there are no training rows; check the split column")
         setup = prepare(task, self.config, heads)
-        training = _Training(self.config, task, setup, start)
+        training = _Training(self.config, task, setup, start, peers)
         training.run()
         edit = training.finished()
         report = edit_report(task, setup, edit, self.config)
@@ -97,11 +102,13 @@ class DNE:
 class _Training:
     """The loop, and everything that a checkpoint holds."""
 
-    def __init__(self, config: DNEConfig, task: Task, setup: EditSetup, start: Tensor | None = None) -> None:
+    def __init__(
+        self, config: DNEConfig, task: Task, setup: EditSetup, start: Tensor | None = None, peers: Processes | None = None
+    ) -> None:
         self.config, self.task, self.setup, self.start = config, task, setup, start
         self.embedder = needs_embedder(task)
         self.objective = setup.objective
-        self.peers = Processes.current()
+        self.peers = peers or Processes.current()
         self.edit: Edit = build_edit(config, task.train.x.shape, task.seed).to(task.device)
         if start is not None:
             self.edit.load_vector(start.to(task.device))

@@ -111,6 +111,11 @@ class QueryRows:
     held_out: Rows
     held_out_is_val: bool
 
+    @property
+    def known(self) -> Rows:
+        """Training rows that do not decide which edit is kept, sorted."""
+        return np.sort(np.concatenate([self.reference, self.pool]))
+
     @classmethod
     def draw(cls, task: Task, config: GeZOConfig, needs_heads: bool) -> QueryRows:
         """Disjoint rows; small data sets give every part at most what leaves half of the rows to query.

@@ -1,7 +1,8 @@
 """The black-box loop: an edit searched by queries alone, under a hard budget of images, and continued after a kill.
 
     check:  heads re-fitted on reference images under the present edit, then the objective on held-out images, 0 rounds and
-            every ``refit_every`` rounds after; the edit with the least held-out objective is kept, the start among them
+            every ``refit_every`` rounds after (with a surrogate: every round); the edit with the least held-out objective is
+            kept, the start among them
     round:  the strategy asks for points; each is the objective on the round's query images (the same for all points, unless
             ``same_batch`` is off); the strategy is told
 
@@ -36,9 +37,12 @@ from evenhand.config.editing import GeZOConfig
 from evenhand.edits.base import Edit
 from evenhand.errors import BudgetError, InputError, NonFiniteLossError
 from evenhand.methods.base import Task
+from evenhand.methods.baselines.erm import take_rows
+from evenhand.methods.editing.attribute_head import needs_two_groups
 from evenhand.methods.editing.facts import RowFacts
 from evenhand.methods.editing.objectives import EditObjective
 from evenhand.methods.editing.querying import Plan, Querier, QueryRows, Rows, withheld
+from evenhand.methods.editing.setup import choose_attributes
 from evenhand.methods.editing.strategies import Array, Strategy, build_strategy
 from evenhand.methods.editing.surrogate import Surrogate
 from evenhand.random import derive_seed
@@ -68,13 +72,16 @@ def make_plan(task: Task, edit: Edit, config: GeZOConfig) -> tuple[Plan, QueryRo
     """How many images a search will send, and which; sends nothing.
 
     Raises:
-        MethodError: too few training images.
+        MethodError: too few training images, or one group among those that a surrogate may learn from.
     """
     needs_heads = config.objective != "published" or config.utility > 0 or config.odds > 0
     rows = QueryRows.draw(task, config, needs_heads)
     learns = config.optimizer == Surrogate.name
     n_points = Surrogate.points(config) if learns else build_strategy(config, np.zeros(edit.n_parameters), 0).n_points
     every = Surrogate.check_every if learns else config.refit_every
+    if learns:
+        for name in choose_attributes(task, config.attributes):
+            needs_two_groups(take_rows(task.train, rows.known), name)
     a_round = n_points * min(config.query_images, len(rows.pool))
     check = len(rows.reference) + len(rows.held_out)
     # a search that has begun ends by its budget; it is not refused
@@ -125,8 +132,7 @@ class _Search:
         seed = derive_seed(task.seed, "search")
         self.strategy: Strategy
         if config.optimizer == Surrogate.name:
-            known = np.sort(np.concatenate([rows.reference, rows.pool]))
-            self.strategy = Surrogate(task, edit, objective, config, seed, known)
+            self.strategy = Surrogate(task, edit, objective, config, seed, rows.known)
         else:
             self.strategy = build_strategy(config, np.zeros(edit.n_parameters), seed)
         self.notes = [note] if note else []
@@ -142,7 +148,9 @@ class _Search:
     def _digest(self) -> str:
         """sha256 of what decides the result; the budget and what ends a search early may change between calls."""
         task = self.task
-        free = ("budget", "price", "rounds", "patience", "concurrency", "controls", "measure")
+        free: tuple[str, ...] = ("budget", "price", "rounds", "patience", "concurrency", "controls", "measure")
+        if self.config.optimizer != Surrogate.name:
+            free += Surrogate.OPTIONS
         options = {name: value for name, value in asdict(self.config).items() if name not in free}
         said = {"config": options, "seed": task.seed, "encoder": self.querier.embedder.fingerprint}
         said |= {"data": task.train.x.fingerprint, "val": task.val.x.fingerprint}
@@ -255,13 +263,14 @@ class _Search:
                     "the objective of unedited images is not finite, so there is nothing to improve on; check the encoder's embeddings "
                     "and the labels of the validation rows"
                 )
+        if first:
+            self.history.append(_record(0, self.strategy.step))
         better = finite and value < self.best_value
         if better:
             self.best, self.best_value, self.best_round = point.copy(), value, number
         if self.judged:
             self.strategy.judge(better, self.best)
-        if first:
-            self.history.append(_record(0, self.strategy.step))
+            self.history[-1]["accepted"] &= bool(np.array_equal(self.strategy.current, point))
         self.failed += failed
         failures = self.history[-1]["failed"] + failed
         self.history[-1].update(held_out=_finite(value), images=self.querier.n_images, failed=failures)

@@ -8,7 +8,7 @@
 
 A loss is one number an image batch; an embedding is hundreds an image, so far fewer images are needed, and as many parameters of
 the edit as a gradient can train. The surrogate proposes and never decides: every edit is measured on the encoder itself, and one that
-is not better is taken back and the next step halved.
+is not better is taken back and the next step halved (without held-out images nothing can be taken back).
 
 References:
     Attacks through a substitute of a model that can only be queried: N. Papernot et al., "Practical black-box attacks against machine
@@ -28,97 +28,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from evenhand.config.editing import DNEConfig, EditMethodConfig, GeZOConfig
 from evenhand.edits.base import Edit
 from evenhand.errors import ConfigError, NonFiniteLossError
-from evenhand.methods.base import Images, Task
+from evenhand.methods.base import Task
 from evenhand.methods.baselines.erm import take_rows
 from evenhand.methods.editing.dne import DNE
 from evenhand.methods.editing.facts import RowFacts
 from evenhand.methods.editing.objectives import EditObjective
+from evenhand.methods.editing.processes import Processes
+from evenhand.methods.editing.stand_in import BATCH, Answers, StandIn, batches
 from evenhand.methods.editing.strategies import Array, Asked, Strategy, Told
 from evenhand.random import derive_seed, generator
 
 ROWS = 4096
 """Most training images that a round's edit is trained on, and most unedited ones that the surrogate learns."""
 
-CHUNK = 16
-BATCH = 64
 REFIT_EVERY = 8
+OFTEN = 64
+"""Rows of every group that are always among them, where there are as many."""
+
+FARTHEST = 20.0
+"""Answers count to so many standard deviations of the unedited ones, so that no dimension that hardly varies there rules."""
+
 NARROWER = 0.25
 """Noise of queries around a step that was taken, as a share of that of the first round."""
 
 FIRST_RATE = 2e-3
 WARM_UP = 50
+STEEPEST = 10.0
 RIDGE = 0.03
 """Of the heads whose directions count, as a share of the mean eigenvalue."""
 
+LEAST_READ = 1e-2
+"""Standard deviation of a 0/1 target that a head has to explain for its direction to count."""
+
 DOUBTFUL = 0.5
-
-
-class StandIn(nn.Module):
-    """Images (n, c, h, w) in [0, 1] -> embeddings (n, d): four convolutions, then mean and maximum of every map.
-
-    The first convolution's stride grows with the image, so that the others see about 32 x 32 positions of any size.
-
-    Args:
-        grid: (c, h, w).
-        mean, spread: (d,) of the embeddings.
-        directions: (d, m) in standardised embeddings: what has to be right above all.
-        width: maps of the first layer.
-        seed: of the initial weights.
-    """
-
-    differentiable = True
-
-    def __init__(
-        self, grid: tuple[int, int, int], mean: Tensor, spread: Tensor, directions: Tensor, width: int, seed: int
-    ) -> None:
-        super().__init__()
-        c, h, w = grid
-        stride = 2 * max(1, round(min(h, w) / 64))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "surrogate"))
-            layers: list[nn.Module] = []
-            sizes = [(c, width, 2 * stride + 1, stride), (width, 2 * width, 3, 2), (2 * width, 4 * width, 3, 2)]
-            for before, after, kernel, step in [*sizes, (4 * width, 4 * width, 3, 1)]:
-                layers += [nn.Conv2d(before, after, kernel, step, kernel // 2), nn.GroupNorm(4, after), nn.GELU()]
-            self.body = nn.Sequential(*layers)
-            self.head = nn.Linear(8 * width, len(mean))
-        self.mean: Tensor
-        self.spread: Tensor
-        self.directions: Tensor
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("spread", spread.clone())
-        self.register_buffer("directions", directions.clone())
-        self.channels, self.input_size, self.dim = c, (h, w), len(mean)
-        self.fingerprint = f"surrogate {seed}"
-        self.n_images = 0
-
-    def standardised(self, images: Tensor) -> Tensor:
-        """(n, d) in standard deviations of the unedited embeddings."""
-        maps = self.body((images - 0.5) * 4)
-        out: Tensor = self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
-        return out
-
-    def loss(self, images: Tensor, wanted: Tensor) -> Tensor:
-        """What training lowers, for standardised embeddings (n, d) that are wanted."""
-        missed = self.standardised(images) - wanted
-        return missed.square().mean() + (missed @ self.directions).square().mean()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings."""
-        self.n_images += len(images)
-        return self.standardised(images) * self.spread + self.mean
-
-    @torch.no_grad()
-    def embed(self, images: Images) -> npt.NDArray[np.float32]:
-        """(n, d) of all images."""
-        cuts = [np.arange(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
-        parts = [self(images.batch(cut).to(self.mean.device)).cpu().numpy() for cut in cuts]
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
 
 @dataclass
@@ -137,23 +85,6 @@ class _Scratch:
         """Nothing reads it."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the encoder said of training images under one edit.
-
-    Attributes:
-        point: (p,) the edit, None: unedited.
-        rows: (m,) positions of the images.
-        z: (m, d) float32 on the CPU, finite.
-        checked: whether heads were fitted on them.
-    """
-
-    point: Array | None
-    rows: npt.NDArray[np.int64]
-    z: Tensor
-    checked: bool = False
-
-
 class Surrogate(Strategy):
     """Edits proposed by a surrogate of the encoder; see the module.
 
@@ -170,6 +101,7 @@ class Surrogate(Strategy):
 
     name = "surrogate"
     check_every = 1
+    OPTIONS = ("edit_lr", "edit_steps", "surrogate_steps", "surrogate_width")
 
     def __init__(
         self, task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, seed: int, known: npt.NDArray[np.int64]
@@ -196,13 +128,19 @@ class Surrogate(Strategy):
         """Edits that a round asks about.
 
         Raises:
-            ConfigError: a width that is no multiple of 4, or a learning rate that is not above 0.
+            ConfigError: a width that is no multiple of 4, a learning rate or a step that is not a number above 0, or no natural steps.
         """
-        if config.surrogate_width % 4:
+        if config.surrogate_width % 4 or config.surrogate_width < 4:
             width = f"method.surrogate_width is {config.surrogate_width}"
             raise ConfigError(f"{width}, but must be a multiple of 4, as maps are normalised in 4 groups; give 8, 16 or 24")
-        if not config.edit_lr > 0:
-            raise ConfigError(f"method.edit_lr is {config.edit_lr:g}, but must be above 0, or no edit is ever proposed")
+        for name, value in (("edit_lr", config.edit_lr), ("step", config.step)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"method.{name} is {value:g}, but must be a number above 0, or no edit is ever proposed")
+        if not config.natural_steps:
+            raise ConfigError(
+                "method.natural_steps=false measures steps in units of each parameter, which a surrogate's do not have; leave it out, or "
+                "choose another method.optimizer"
+            )
         return config.draws
 
     @property
@@ -232,7 +170,9 @@ class Surrogate(Strategy):
 
     def judge(self, better: bool, best: Array) -> None:
         """Go back to the best edit and halve the step, where the encoder found a proposal no better."""
-        if not better and self.round:
+        if better and self.round:
+            self.step = min(self.first_step, 2 * self.step)
+        elif self.round:
             self.previous, self.current = self.current, np.array(best, np.float64)
             self.step /= 2
 
@@ -241,8 +181,9 @@ class Surrogate(Strategy):
         self._train_surrogate()
         self.previous, self.current = self.current, self._train_edit()
         self.round += 1
+        moved = not np.array_equal(self.previous, self.current)
         finite = [value for value in values if math.isfinite(value)]
-        return Told(True, float(np.mean(finite)) if finite else float("nan"))
+        return Told(moved, float(np.mean(finite)) if finite else float("nan"))
 
     def _unedited(self) -> Answers:
         """Unedited training images, embedded before the search for the heads."""
@@ -255,7 +196,8 @@ class Surrogate(Strategy):
     def _new_network(self) -> StandIn:
         plain = self._unedited()
         mean, spread = plain.z.mean(dim=0), plain.z.std(dim=0, unbiased=False)
-        spread = spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12)
+        spread = spread.clamp(min=0.1 * float(spread.mean()))
+        spread = torch.where(spread > 1e-6 * plain.z.abs().amax(dim=0), spread, 1.0)
         directions = self._directions(plain, mean, spread)
         grid, width = self.task.train.x.shape, self.config.surrogate_width
         return StandIn(grid, mean, spread, torch.cat([directions] * 2, dim=1), width, self.seed).to(self.task.device)
@@ -266,16 +208,16 @@ class Surrogate(Strategy):
         wanted = [codes[:, None] == torch.arange(int(self.facts.codes.max()) + 1) for codes in facts.codes]
         wanted += [level[:, None] == torch.arange(int(self.facts.levels().max()) + 1) for level in facts.levels()]
         targets = torch.cat(wanted, dim=1).double()
-        z = ((answers.z - mean) / spread).double()
+        z = ((answers.z - mean) / spread).clamp(-FARTHEST, FARTHEST).double()
         z, targets = z - z.mean(dim=0), targets - targets.mean(dim=0)
         gram = z.T @ z
-        ridge = RIDGE * float(gram.diagonal().mean())
+        ridge = max(RIDGE * float(gram.diagonal().mean()), 1e-3 * len(z))
         heads = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=torch.float64), z.T @ targets)
         size = (z @ heads).std(dim=0, unbiased=False)
-        return torch.where(size > 1e-6, heads / size.clamp(min=1e-6), 0.0).float()
+        return torch.where(size > LEAST_READ, heads / size.clamp(min=LEAST_READ), 0.0).float()
 
     def _train_surrogate(self) -> None:
-        known = [self._unedited(), *self.answers]
+        known, first = [self._unedited(), *self.answers], self.network is None
         if self.network is None:
             self.network = self._new_network()
             self.explained.append(None)
@@ -283,7 +225,7 @@ class Surrogate(Strategy):
             self.explained.append(self._explains(self.answers[self._fresh :]))
         self._fresh = len(self.answers)
         self._look_again()
-        network, first = self.network, self.round == 0
+        network = self.network
         total = self.config.surrogate_steps if first else max(1, self.config.surrogate_steps // 3)
         peak = FIRST_RATE if first else FIRST_RATE / 2
         optimizer = torch.optim.AdamW(network.parameters(), lr=peak, weight_decay=0.01)
@@ -295,13 +237,14 @@ class Surrogate(Strategy):
             loss = network.loss(images, wanted)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), STEEPEST)
             optimizer.step()
         network.eval()
 
     def _passes(self, known: Sequence[Answers]) -> Iterator[list[Answers]]:
         """Batches of one pass after the other, without end."""
         for number in itertools.count():
-            yield from _batches(known, generator(self.seed, "surrogate order", self.round, number))
+            yield from batches(known, generator(self.seed, "surrogate order", self.round, number))
 
     def _look_again(self) -> None:
         """Directions under the last edit that heads were fitted for, where there is one."""
@@ -313,12 +256,12 @@ class Surrogate(Strategy):
         network.directions[:, network.directions.shape[1] // 2 :] = found.to(network.directions.device)
 
     def _batch(self, parts: Sequence[Answers]) -> tuple[Tensor, Tensor]:
-        """Images as the encoder got them, and its answers in standard deviations."""
+        """Edited images, and the encoder's answers in standard deviations."""
         assert self.network is not None
         device = self.task.device
         images = torch.cat([self._edited(part) for part in parts])
         z = torch.cat([part.z for part in parts]).to(device)
-        return images, (z - self.network.mean) / self.network.spread
+        return images, ((z - self.network.mean) / self.network.spread).clamp(-FARTHEST, FARTHEST)
 
     @torch.no_grad()
     def _edited(self, part: Answers) -> Tensor:
@@ -338,7 +281,7 @@ class Surrogate(Strategy):
         assert self.network is not None
         missed, whole = 0.0, 0.0
         for part in fresh:
-            for batch in _batches([part], None):
+            for batch in batches([part], None):
                 images, wanted = self._batch(batch)
                 missed += float((self.network.standardised(images) - wanted).square().sum())
                 whole += float(wanted.square().sum())
@@ -348,10 +291,13 @@ class Surrogate(Strategy):
         """Where the edit comes to from the present one, by the surrogate's gradient; the present one where that is not finite."""
         network, config = self.network, self.config
         assert network is not None
-        rows = np.sort(generator(self.seed, "edit rows", self.round).permutation(self.known)[:ROWS])
+        if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+            self.network, self.lost = None, self.lost + 1
+            return self.current.copy()
+        rows = self._edit_rows()
         shared = {item.name: getattr(config, item.name) for item in fields(EditMethodConfig) if item.name != "name"}
         own = {
-            "epochs": max(1, round(config.edit_steps * BATCH / len(rows))), "natural_steps": config.natural_steps,
+            "epochs": max(1, round(config.edit_steps / math.ceil(len(rows) / BATCH))), "natural_steps": config.natural_steps,
             "lr": config.edit_lr * self.step / self.first_step,
             "batch_size": BATCH, "refit_every": REFIT_EVERY, "l2_head": self.objective.l2, "rounding": self.rounding,
             "measure": False, "controls": False,
@@ -363,12 +309,24 @@ class Surrogate(Strategy):
         heads = {head.attribute: head for head in self.objective.heads}
         network.requires_grad_(False)
         try:
-            outcome = DNE(DNEConfig(**(shared | own))).fit_edit(task, heads, start=self._vector(self.current))
-        except NonFiniteLossError:
-            self.network, self.lost = None, self.lost + 1
+            outcome = DNE(DNEConfig(**(shared | own))).fit_edit(
+                task, heads, start=self._vector(self.current), peers=Processes()
+            )
+        except (NonFiniteLossError, LinAlgError):
+            self.lost += 1
             return self.current.copy()
-        network.requires_grad_(True)
+        finally:
+            network.requires_grad_(True)
         return np.asarray(((outcome.edit.vector().double() - self.origin) / self.scale).numpy(), np.float64)
+
+    def _edit_rows(self) -> npt.NDArray[np.int64]:
+        """At most `ROWS` of the images that may be learnt from, `OFTEN` of every group first."""
+        order = generator(self.seed, "edit rows", self.round).permutation(self.known)
+        first = np.zeros(len(order), bool)
+        for codes in self.facts.codes.numpy()[:, order]:
+            for code in np.unique(codes[codes >= 0]):
+                first[np.flatnonzero(codes == code)[:OFTEN]] = True
+        return np.sort(np.concatenate([order[first], order[~first]])[: max(ROWS, int(first.sum()))])
 
     @property
     def report(self) -> dict[str, Any]:
@@ -383,11 +341,11 @@ class Surrogate(Strategy):
         last = next((value for value in reversed(self.explained) if value is not None), None)
         if last is not None and last < DOUBTFUL:
             notes.append(
-                f"the surrogate explained {last:.0%} of the variance of the last answers before it learnt them; where it knows the encoder "
-                "so little, give it more images a round (method.query_images, method.draws) or search with method.optimizer=cma"
+                f"the surrogate explained {max(last, 0.0):.0%} of the variance of the last answers before it learnt them; where it knows "
+                "the encoder so little, give it more images a round (method.query_images, method.draws) or search with method.optimizer=cma"
             )
         if self.lost:
-            notes.append(f"in {self.lost} rounds the edit's training on the surrogate did not stay finite; lower method.edit_lr")
+            notes.append(f"in {self.lost} rounds training on the surrogate did not stay finite; lower method.edit_lr")
         return tuple(notes)
 
     def restart(self, point: Array) -> None:
@@ -432,25 +390,3 @@ class Surrogate(Strategy):
 
 def _silent(_: Any) -> None:
     """The search says what there is to say."""
-
-
-def _batches(known: Sequence[Answers], rng: np.random.Generator | None) -> Iterator[list[Answers]]:
-    """Answers in batches of `BATCH` images, each of a few edits, so that an edit is put on several images at once.
-
-    With ``rng`` in random order: images among those of one edit, then pieces of `CHUNK` among all.
-    """
-    pieces = []
-    for part in known:
-        order = np.arange(len(part.rows)) if rng is None else rng.permutation(len(part.rows))
-        for start in range(0, len(order), CHUNK):
-            chosen = np.sort(order[start : start + CHUNK])
-            pieces.append(Answers(part.point, part.rows[chosen], part.z[torch.from_numpy(chosen)]))
-    ranked = range(len(pieces)) if rng is None else rng.permutation(len(pieces))
-    batch: list[Answers] = []
-    for k in ranked:
-        batch.append(pieces[k])
-        if len(batch) == BATCH // CHUNK:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
