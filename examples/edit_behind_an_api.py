@@ -27,7 +27,8 @@ try:
     address = server.stdout.readline().split()[-1]
     common = [f"data={out / 'data'}", f"model={address}", "trainer.progress=false"]
 
-    # 3. The edit: 16 numbers, trained through a network that learns the encoder's answers, under a hard budget of images. 1.5 is the price of a thousand.
+    # 3. The edit: 16 numbers, trained through a network that learns the encoder's answers, under a hard budget of images; 1.5 is the price
+    # of a thousand.
     edit = eh.edit_train(
         eh.compose(
             "edit train",
