@@ -79,6 +79,31 @@ class Store(Protocol):
     def append(self, key: str, record: Mapping[str, Any]) -> None: ...
 
 
+@dataclass
+class MemoryStore:
+    """A store that ends with the call; its logs are not kept.
+
+    Example:
+        >>> store = MemoryStore()
+        >>> store.put("state", 3)
+        >>> store.get("state"), store.get("other")
+        (3, None)
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, key: str) -> Any | None:
+        """The value last put, or None."""
+        return self.values.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a value, not a copy of it."""
+        self.values[key] = value
+
+    def append(self, key: str, record: Mapping[str, Any]) -> None:
+        """Nothing reads it."""
+
+
 class BuildModel(Protocol):
     """A new trainable classifier with a fresh head; see `Task`."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from queried import Encoder, Memory, config, heads, make_task, run
+from queried import Encoder, Memory, Pictures, config, heads, make_task, run
 
 from evenhand.config.editing import DNEConfig
 from evenhand.data.groups import Groups
@@ -140,6 +140,9 @@ def test_the_network_takes_any_grid(grid):
     assert torch.equal(z, again(images))
     assert torch.equal(z, network.standardised(images) * 2 + torch.arange(7.0))
     assert len(network.body(images)[0, 0]) <= 8
+    pictures = Pictures(torch.rand(130, *grid))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(network.embed(pictures)), network(pictures.pixels), rtol=1e-4, atol=1e-4)
 
 
 def test_unedited_embeddings_belong_to_the_estimate():

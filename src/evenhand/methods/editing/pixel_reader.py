@@ -7,8 +7,7 @@ bound: a larger network on more images may read more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from evenhand.config.schema import TrainerConfig
 from evenhand.edits.base import Edit
 from evenhand.edits.images import EditedImages
 from evenhand.errors import MethodError
-from evenhand.methods.base import Split, Store
+from evenhand.methods.base import MemoryStore, Split, Store
 from evenhand.methods.editing.group_auc import GroupAUC, difference
 from evenhand.random import derive_seed
 from evenhand.training import TrainSetup, predict_model, train_model
@@ -59,22 +58,6 @@ class PixelReader(nn.Module):
         maps = self.body((images - 0.5) * 4)
         logits: Tensor = self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
         return logits
-
-
-@dataclass
-class _Memory:
-    """A store that ends with the call."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def get(self, key: str) -> Any | None:
-        return self.values.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        self.values[key] = value
-
-    def append(self, key: str, record: Mapping[str, Any]) -> None:
-        """Nothing reads it."""
 
 
 def read_pixels(
@@ -126,7 +109,7 @@ def read_pixels(
     for name, used in (("none", None), ("edit", edit)):
         rows = [_rows(split, attribute, used) for split in (train, val, test)]
         model = PixelReader(train.x.shape[0], len(keys), seed).to(where)
-        kept: Store = _Memory() if store is None else store(name)
+        kept: Store = MemoryStore() if store is None else store(name)
         setup = TrainSetup("multiclass", trainer or READER_TRAINER, kept, seed, batch_size, where, report=report)
         outcome = train_model(model, rows[0], rows[1], setup)
         scores = predict_model(outcome.model, rows[2].x, batch_size, where, "multiclass")

@@ -22,7 +22,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from evenhand.config.editing import DNEConfig, EditMethodConfig, GeZOConfig
 from evenhand.edits.base import Edit
 from evenhand.errors import ConfigError, NonFiniteLossError
-from evenhand.methods.base import Task
+from evenhand.methods.base import MemoryStore, Task
 from evenhand.methods.baselines.erm import take_rows
 from evenhand.methods.editing.dne import DNE
 from evenhand.methods.editing.facts import RowFacts
@@ -67,22 +67,6 @@ LEAST_READ = 1e-2
 """Standard deviation of a 0/1 target that a head has to explain for its direction to count."""
 
 DOUBTFUL = 0.5
-
-
-@dataclass
-class _Scratch:
-    """A store that ends with the call."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def get(self, key: str) -> Any | None:
-        return self.values.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        self.values[key] = value
-
-    def append(self, key: str, record: Mapping[str, Any]) -> None:
-        """Nothing reads it."""
 
 
 class Surrogate(Strategy):
@@ -303,7 +287,7 @@ class Surrogate(Strategy):
             "measure": False, "controls": False,
         }  # fmt: skip
         task = replace(
-            self.task, train=take_rows(self.task.train, rows), embed=network.embed, embedder=network, store=_Scratch(), augment="none",
+            self.task, train=take_rows(self.task.train, rows), embed=network.embed, embedder=network, store=MemoryStore(), augment="none",
             seed=derive_seed(self.seed, "edit", self.round), report=_silent, log=_silent,
         )  # fmt: skip
         heads = {head.attribute: head for head in self.objective.heads}
