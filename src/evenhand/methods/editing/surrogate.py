@@ -96,8 +96,7 @@ class Surrogate(Strategy):
         self.facts = RowFacts.of(task.train, [head.attribute for head in objective.heads])
         self.rounding = edit.bounds.rounding
         self.origin = edit.vector().double().cpu()
-        scale = edit.natural_steps().double().cpu()
-        self.scale = scale if config.natural_steps else torch.ones_like(scale)
+        self.scale = edit.natural_steps().double().cpu()
         self.edit = copy.deepcopy(edit)
         self.previous = self.start.copy()
         self.answers: list[Answers] = []
@@ -281,8 +280,7 @@ class Surrogate(Strategy):
         rows = self._edit_rows()
         shared = {item.name: getattr(config, item.name) for item in fields(EditMethodConfig) if item.name != "name"}
         own = {
-            "epochs": max(1, round(config.edit_steps / math.ceil(len(rows) / BATCH))), "natural_steps": config.natural_steps,
-            "lr": config.edit_lr * self.step / self.first_step,
+            "epochs": max(1, round(config.edit_steps / math.ceil(len(rows) / BATCH))), "lr": config.edit_lr * self.step / self.first_step,
             "batch_size": BATCH, "refit_every": REFIT_EVERY, "l2_head": self.objective.l2, "rounding": self.rounding,
             "measure": False, "controls": False,
         }  # fmt: skip
