@@ -105,6 +105,40 @@ def test_answers_that_are_not_finite_are_not_learnt():
     assert [part.rows.tolist() for part in one.answers] == [[0, 2, 3]]
 
 
+class Counting(Memory):
+    """A store that counts how often each key was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = {}
+
+    def put(self, key, value):
+        self.written[key] = self.written.get(key, 0) + 1
+        super().put(key, value)
+
+
+def test_each_answer_is_stored_once_and_found_again_by_a_search_that_goes_on():
+    store = Counting()
+    _, found = run(make_task(store=store), options())
+    parts = sorted(key for key in store.written if key.startswith("search-answers-"))
+    assert len(parts) == 2 * found.report["rounds"] + 1, "a check before every round and one at the end, and the rounds"
+    assert {store.written[key] for key in parts} == {1}
+    kept = sum(len(store.get(key)["z"]) for key in parts)
+    one = strategy(make_task(store=store))
+    one.load_state(store.get("search")["strategy"])
+    assert sum(len(part.rows) for part in one.answers) == kept > 0
+    assert all(np.isfinite(part.point).all() for part in one.answers)
+    assert one._fresh <= len(one.answers)
+
+
+def test_a_state_whose_answers_are_gone_is_refused():
+    store = Counting()
+    run(make_task(store=store), options())
+    del store.values["search-answers-0001"]
+    with pytest.raises(InputError, match="search-answers-0001 is missing"):
+        strategy(make_task(store=store)).load_state(store.get("search")["strategy"])
+
+
 def test_every_answer_is_in_one_batch_of_a_pass():
     parts = [Answers(np.full(3, float(k)), np.arange(size), torch.arange(size)[:, None] + 100.0 * k) for k, size in enumerate((5, 40, 33))]
     for rng in (None, np.random.default_rng(0)):

@@ -33,7 +33,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from evenhand.config.editing import DNEConfig, EditMethodConfig, GeZOConfig
 from evenhand.edits.base import Edit
-from evenhand.errors import ConfigError, NonFiniteLossError
+from evenhand.errors import ConfigError, InputError, NonFiniteLossError
 from evenhand.methods.base import MemoryStore, Task
 from evenhand.methods.baselines.erm import take_rows
 from evenhand.methods.editing.dne import DNE
@@ -67,6 +67,8 @@ LEAST_READ = 1e-2
 """Standard deviation of a 0/1 target that a head has to explain for its direction to count."""
 
 DOUBTFUL = 0.5
+PART = "search-answers-{:04d}"
+"""Key in the store of answers that came between two states."""
 
 
 class Surrogate(Strategy):
@@ -103,7 +105,7 @@ class Surrogate(Strategy):
         self.explained: list[float | None] = []
         self.network: StandIn | None = None
         self.lost = 0
-        self._fresh = 0
+        self._fresh = self._stored = self._parts = 0
         self._plain: Answers | None = None
 
     @staticmethod
@@ -161,6 +163,8 @@ class Surrogate(Strategy):
 
     def tell(self, values: Sequence[float]) -> Told:
         """Train the surrogate on all answers, then the edit on the surrogate."""
+        n = sum(len(part.rows) for part in self.answers)
+        self.task.report(f"round {self.round + 1}: training the surrogate on {n} answers, then the edit on it")
         self._train_surrogate()
         self.previous, self.current = self.current, self._train_edit()
         self.round += 1
@@ -336,17 +340,23 @@ class Surrogate(Strategy):
         self.previous = self.current.copy()
 
     def state(self) -> dict[str, Any]:
-        """With all answers and the surrogate's weights."""
-        points = [part.point for part in self.answers if part.point is not None]
+        """With the surrogate's weights; answers since the last state go into the store, as a part that is written once."""
+        fresh = self.answers[self._stored :]
+        if fresh:
+            points = [part.point for part in fresh if part.point is not None]
+            self.task.store.put(PART.format(self._parts), {
+                "points": torch.from_numpy(np.stack(points)),
+                "counts": [len(part.rows) for part in fresh],
+                "checked": [part.checked for part in fresh],
+                "rows": torch.from_numpy(np.concatenate([part.rows for part in fresh])),
+                "z": torch.cat([part.z for part in fresh]),
+            })  # fmt: skip
+            self._parts, self._stored = self._parts + 1, len(self.answers)
         network = {} if self.network is None else self.network.state_dict()
         return {
             **super().state(),
             "previous": torch.from_numpy(self.previous.copy()),
-            "points": torch.from_numpy(np.stack(points) if points else np.zeros((0, len(self.start)))),
-            "counts": [len(part.rows) for part in self.answers],
-            "checked": [part.checked for part in self.answers],
-            "rows": torch.from_numpy(np.concatenate([part.rows for part in self.answers])) if self.answers else None,
-            "z": torch.cat([part.z for part in self.answers]) if self.answers else None,
+            "parts": self._parts,
             "fresh": self._fresh,
             "explained": list(self.explained),
             "lost": self.lost,
@@ -354,20 +364,38 @@ class Surrogate(Strategy):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """With all answers and the surrogate's weights."""
+        """With the surrogate's weights, and all answers from the store.
+
+        Raises:
+            InputError: answers are missing from it.
+        """
         super().load_state(state)
         self.previous = np.array(state["previous"].numpy(), np.float64)
-        self.answers, begin = [], 0
-        for point, count, checked in zip(state["points"].numpy(), state["counts"], state["checked"], strict=True):
-            rows, z = state["rows"][begin : begin + count].numpy(), state["z"][begin : begin + count]
-            self.answers.append(Answers(np.array(point), rows, z, checked))
-            begin += count
+        self._parts, self.answers = int(state["parts"]), []
+        for number in range(self._parts):
+            stored = self.task.store.get(PART.format(number))
+            if stored is None:
+                raise InputError(
+                    f"the state of a search found here asks for {self._parts} parts of answers, and {PART.format(number)} is missing; "
+                    "put it back, or delete the whole state to start again"
+                )
+            self.answers += _unpacked(stored)
+        self._stored = len(self.answers)
         self._fresh, self.explained, self.lost = int(state["fresh"]), list(state["explained"]), int(state["lost"])
         self.network = None
         if state["network"]:
             self.network = self._new_network()
             self.network.load_state_dict(state["network"])
             self.network.eval()
+
+
+def _unpacked(stored: Mapping[str, Any]) -> Iterator[Answers]:
+    """Answers of one part of a stored state."""
+    begin = 0
+    for point, count, checked in zip(stored["points"].numpy(), stored["counts"], stored["checked"], strict=True):
+        rows, z = stored["rows"][begin : begin + count].numpy(), stored["z"][begin : begin + count]
+        yield Answers(np.array(point), rows, z, checked)
+        begin += count
 
 
 def _silent(_: Any) -> None:
