@@ -48,6 +48,9 @@ ROWS = 4096
 """Most training images that a round's edit is trained on, and most unedited ones that the surrogate learns."""
 
 REFIT_EVERY = 8
+REFERENCE = 2048
+"""Least training images, where there are as many, that heads are fitted on while the edit is trained: the surrogate's answers are free."""
+
 OFTEN = 64
 """Rows of every group that are always among them, where there are as many."""
 
@@ -285,8 +288,8 @@ class Surrogate(Strategy):
         shared = {item.name: getattr(config, item.name) for item in fields(EditMethodConfig) if item.name != "name"}
         own = {
             "epochs": max(1, round(config.edit_steps / math.ceil(len(rows) / BATCH))), "lr": config.edit_lr * self.step / self.first_step,
-            "batch_size": BATCH, "refit_every": REFIT_EVERY, "l2_head": self.objective.l2, "rounding": self.rounding,
-            "measure": False, "controls": False,
+            "batch_size": BATCH, "refit_every": REFIT_EVERY, "reference_images": max(REFERENCE, config.reference_images),
+            "l2_head": self.objective.l2, "rounding": self.rounding, "measure": False, "controls": False,
         }  # fmt: skip
         task = replace(
             self.task, train=take_rows(self.task.train, rows), embed=network.embed, embedder=network, store=MemoryStore(), augment="none",
