@@ -38,7 +38,7 @@ TRAINED = {
     "white": ["method=dne"],
     "black": ["method=gezo", "method.optimizer=cma"],
     "surrogate": ["method=gezo"],
-    "surrogate residual": ["method=gezo", "method.family=[residual]", "method.edit_lr=36", "method.edit_steps=420"],
+    "surrogate lowres+spectral": ["method=gezo", "method.family=[lowres,spectral]"],
     "utility alone": ["method=dne", "method.attribute_weight=0"],
     "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
 }
