@@ -108,6 +108,21 @@ def test_an_edit_of_colours_makes_colour_of_grey_files(make, moved, tmp_path) ->
     assert np.array_equal(read(tmp_path / "out" / "a.png"), expected(edit, tmp_path / "in" / "a.png"))
 
 
+def test_colours_that_a_grey_edit_takes_away_are_said(make, moved, tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, pixels in (("colour.png", colour(30, 40)), ("same.png", np.dstack([grey(30, 40)] * 3)), ("grey.png", grey(30, 40))):
+        Image.fromarray(pixels).save(tmp_path / "in" / name)
+    edit = kept(moved(make(["residual"], (1, SIZE, SIZE)), size=5))
+    said = apply_edit(edit, tmp_path / "in", tmp_path / "out")
+    assert sum("1 colour files became grey" in note for note in said.notes) == 1
+    assert read(tmp_path / "out" / "colour.png").shape == (1, SIZE, SIZE)
+    native = apply_edit(edit, tmp_path / "in", tmp_path / "native", native=True)
+    assert not any("became grey" in note for note in native.notes)
+    assert read(tmp_path / "native" / "colour.png").shape[0] == 3
+    anything = apply_edit(kept(make(["residual"], (3, SIZE, SIZE))), tmp_path / "in", tmp_path / "three")
+    assert not any("became grey" in note for note in anything.notes)
+
+
 def test_orientation_is_applied_once_and_the_colour_profile_stays(make, moved, tmp_path) -> None:
     (tmp_path / "in").mkdir()
     exif = Image.Exif()

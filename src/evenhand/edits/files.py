@@ -74,7 +74,8 @@ def apply_edit(
     Each file is read and brought to the edit's grid as `evenhand prepare` does, edited, and written as the same kind of file, in its
     own number of bits, at the same place under ``out``: reading the copy again gives the edited image, to rounding (JPEG: to its
     loss). Transparency lies on black and the EXIF orientation is applied, as when read. Grey files stay grey where the edit
-    treats channels alike, and become colour where it does not. DICOM: see `evenhand.edits.dicom_files`.
+    treats channels alike, and become colour where it does not; colour files become grey where it is a filter of grey images, which is
+    said. DICOM: see `evenhand.edits.dicom_files`.
 
     A file that fails is reported and the others go on. Files are written atomically; a killed run goes on where it stopped when
     it is called again, since what ``out`` already holds is left alone. ``out/edited.json`` says which edit and settings its files
@@ -104,7 +105,7 @@ def apply_edit(
     _check_out(root, out, Path(images_path).is_dir())
     _claim(out, stored, {"native": native, "resize": resize, "quality": quality}, overwrite)
     report = Applied(skipped=skipped)
-    coarse = 0.0
+    coarse, greyed = 0.0, 0
     for done, file in enumerate(files, start=1):
         name = file.relative_to(root).as_posix()
         target = out / name
@@ -112,15 +113,20 @@ def apply_edit(
             report.existing.append(name)
         else:
             try:
-                data, error = _edited_file(stored, file, native, resize, quality)
+                data, error, lost = _edited_file(stored, file, native, resize, quality)
             except (ImageError, MemoryError) as problem:
                 report.failed[name] = str(problem) or "image is too large for the memory of this machine"
             else:
                 write_atomic(target, data)
                 report.written.append(name)
-                coarse = max(coarse, error)
+                coarse, greyed = max(coarse, error), greyed + lost
         progress(done, len(files))
     report.notes += _notes(report, native, coarse, stored.edit)
+    if greyed:
+        report.notes.append(
+            f"{greyed} colour files became grey, because the edit's grid is grey, as were the images it was trained on; "
+            "native=true adds its change to the colours"
+        )
     return report
 
 
@@ -190,8 +196,8 @@ def _claim(out: Path, stored: StoredEdit, settings: dict[str, Any], overwrite: b
     write_text(file, json.dumps(said, indent=1) + "\n")
 
 
-def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, quality: int) -> tuple[bytes, float]:
-    """The bytes of one copy, and how far a DICOM file's stored steps are from the edited greys."""
+def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, quality: int) -> tuple[bytes, float, bool]:
+    """The bytes of one copy, how far a DICOM file's stored steps are from the edited greys, and whether colours were lost."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -199,7 +205,7 @@ def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, q
     if data[128:132] == b"DICM":
         image = DicomImage(data)
         edited, placement = _edited(stored.edit, image.pixels, native, resize)
-        return image.copy(edited, placement, stored.fingerprint)
+        return *image.copy(edited, placement, stored.fingerprint), _loses_colour(stored.edit, image.pixels, native)
     pixels = read_image(file)
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         raise ImageError("NumPy files are read but not written; convert the file to PNG first")
@@ -209,7 +215,13 @@ def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, q
         raise ImageError("files of this kind are read but not written (DICOM without a preamble, volumes); convert them first") from None
     edited, _ = _edited(stored.edit, pixels, native, resize)
     top = np.iinfo(pixels.dtype).max
-    return encode_raster(np.rint(edited * top).astype(pixels.dtype), kind, quality, profile), 0.0
+    coded = encode_raster(np.rint(edited * top).astype(pixels.dtype), kind, quality, profile)
+    return coded, 0.0, _loses_colour(stored.edit, pixels, native)
+
+
+def _loses_colour(edit: Edit, pixels: Pixels, native: bool) -> bool:
+    grey = not edit.any_channels and edit.grid[0] == 1 and not native
+    return grey and pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
 
 
 def _edited(edit: Edit, pixels: Pixels, native: bool, resize: Resize) -> tuple[npt.NDArray[np.float64], Placement]:
