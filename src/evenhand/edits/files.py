@@ -121,17 +121,17 @@ def apply_edit(
                 report.written.append(name)
                 coarse, greyed = max(coarse, error), greyed + lost
         progress(done, len(files))
-    report.notes += _notes(report, native, coarse, stored.edit)
-    if greyed:
-        report.notes.append(
-            f"{greyed} colour files became grey, because the edit's grid is grey, as were the images it was trained on; "
-            "native=true adds its change to the colours"
-        )
+    report.notes += _notes(report, native, coarse, greyed, stored.edit)
     return report
 
 
-def _notes(report: Applied, native: bool, coarse: float, edit: Edit) -> list[str]:
+def _notes(report: Applied, native: bool, coarse: float, greyed: int, edit: Edit) -> list[str]:
     notes = []
+    if greyed:
+        notes.append(
+            f"{greyed} colour files became grey, because the edit's grid is grey, as were the images it was trained on; "
+            "native=true adds its change to the colours"
+        )
     if native and report.written:
         log.warning(NATIVE_WARNING)
         notes.append(NATIVE_WARNING)
@@ -205,7 +205,7 @@ def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, q
     if data[128:132] == b"DICM":
         image = DicomImage(data)
         edited, placement = _edited(stored.edit, image.pixels, native, resize)
-        return *image.copy(edited, placement, stored.fingerprint), _loses_colour(stored.edit, image.pixels, native)
+        return *image.copy(edited, placement, stored.fingerprint), _greyed(image.pixels, edited)
     pixels = read_image(file)
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         raise ImageError("NumPy files are read but not written; convert the file to PNG first")
@@ -216,12 +216,11 @@ def _edited_file(stored: StoredEdit, file: Path, native: bool, resize: Resize, q
     edited, _ = _edited(stored.edit, pixels, native, resize)
     top = np.iinfo(pixels.dtype).max
     coded = encode_raster(np.rint(edited * top).astype(pixels.dtype), kind, quality, profile)
-    return coded, 0.0, _loses_colour(stored.edit, pixels, native)
+    return coded, 0.0, _greyed(pixels, edited)
 
 
-def _loses_colour(edit: Edit, pixels: Pixels, native: bool) -> bool:
-    grey = not edit.any_channels and edit.grid[0] == 1 and not native
-    return grey and pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
+def _greyed(pixels: Pixels, edited: npt.NDArray[np.float64]) -> bool:
+    return pixels.ndim > edited.ndim and bool((pixels != pixels[..., :1]).any())
 
 
 def _edited(edit: Edit, pixels: Pixels, native: bool, resize: Resize) -> tuple[npt.NDArray[np.float64], Placement]:
