@@ -38,7 +38,9 @@ TRAINED = {
     "white": ["method=dne"],
     "black": ["method=gezo", "method.optimizer=cma"],
     "surrogate": ["method=gezo"],
-    "surrogate lowres+spectral": ["method=gezo", "method.family=[lowres,spectral]"],
+    "surrogate lowres+spectral": [
+        "method=gezo", "method.family=[lowres,spectral]", "method.reference_images=1024", "method.validation_images=500"
+    ],  # fmt: skip
     "utility alone": ["method=dne", "method.attribute_weight=0"],
     "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
 }
