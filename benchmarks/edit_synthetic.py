@@ -40,7 +40,7 @@ TRAINED = {
     "surrogate": ["method=gezo"],
     "surrogate lowres+spectral": [
         "method=gezo", "method.family=[lowres,spectral]", "method.reference_images=1024", "method.validation_images=500"
-    ],  # fmt: skip
+    ],
     "utility alone": ["method=dne", "method.attribute_weight=0"],
     "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
 }
