@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from evenhand.config.schema import ModelConfig, TrainerConfig
 from evenhand.data.groups import Groups
 from evenhand.data.synthetic import SyntheticConfig, make_cohort
 from evenhand.edits.build import build_edit
-from evenhand.methods.base import Split, Task
+from evenhand.methods.base import MemoryStore, Split, Task
 from evenhand.methods.editing.dne import DNE
 from evenhand.methods.editing.search import STATE, search
 from evenhand.methods.editing.setup import EditSetup, prepare
@@ -76,26 +76,19 @@ WAYS: dict[str, dict[str, Any]] = {
 QUICK = ("released", "default", "gezo")
 
 
-class Memory:
+@dataclass
+class Memory(MemoryStore):
     """A store that also remembers which edit a search kept after how many images."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.kept: list[tuple[int, np.ndarray]] = []
-
-    def get(self, key: str) -> Any | None:
-        return self.values.get(key)
+    kept: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def put(self, key: str, value: Any) -> None:
-        self.values[key] = value
+        super().put(key, value)
         if key == STATE:
             judged = np.isfinite(value["best_value"])
             vector = (value["best"] if judged else value["strategy"]["current"]).numpy().copy()
             if not self.kept or not np.array_equal(self.kept[-1][1], vector):
                 self.kept.append((int(value["images"]), vector))
-
-    def append(self, key: str, record: Any) -> None:
-        """Logs are not kept."""
 
 
 @dataclass
