@@ -20,7 +20,7 @@ import trustme
 from evenhand.config import compose
 from evenhand.config.schema import ModelConfig
 from evenhand.errors import BudgetError, InputError, RunError, ServerError
-from evenhand.models import EmbeddingCache, PaidEmbedder, embedding_cache
+from evenhand.models import EmbeddingCache, PaidEmbedder
 from evenhand.models.conformance import EmbedderConformance
 from evenhand.models.connection import Connection
 from evenhand.models.remote import RemoteEmbedder
@@ -545,19 +545,6 @@ def test_the_cache_of_embeddings_takes_it(connect, server, make_images, tmp_path
     cache.get(again, images)
     assert (again.n_images, again.settled) == (0, "fp32")
     assert embedder.n_images == 30 + 12
-
-
-def test_a_server_that_dies_keeps_what_the_cache_has_paid_for(connect, server, make_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "KEPT_ROWS", 8)
-    images = make_images(draw(40).numpy())
-    server.faults = [None] * 4 + [None] * 4 + [(400, {})]  # asked whether it answers alike, then four requests of four images
-    with pytest.raises(ServerError):
-        EmbeddingCache(tmp_path).get(connect(batch_size=4, connections=1), images)
-    sent = server.n_images
-    again = connect(batch_size=4, connections=1)
-    assert np.allclose(EmbeddingCache(tmp_path).get(again, images), faulty.embed(images.pixels), atol=1e-6)
-    assert 0 < sent - 12 <= 16 + 4
-    assert again.n_images <= 40 - 8
 
 
 def test_what_a_server_was_found_to_do_is_said_by_every_run_on_its_embeddings(connect, server, make_images, tmp_path):

@@ -3,8 +3,10 @@
 A folder per (model, data, edit, precision, size, normalisation, pool); in it ``manifest.json`` and shards of 1024 rows
 in the order of the prepared data set, NaN where a row was not embedded yet. A subset of a data set (the rows of a split)
 shares the shards of the whole, so that re-drawn splits embed nothing twice. Every file is replaced atomically: after a
-kill the finished shards are there (of an encoder behind an API, all but the last 256 rows), and two writers can at worst both compute
-the same rows.
+kill the finished shards are there, and two writers can at worst both compute the same rows.
+
+Answers of an encoder behind an API are paid for: each request's are put on disk before they are used, so that after a failed
+request or a kill only what was under way is asked for again; and two processes that want rows of one shard take turns.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ import hashlib
 import io
 import json
 import logging
+import shutil
+import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,19 +28,21 @@ import torch
 
 from evenhand.edits.base import ImageBatches
 from evenhand.errors import InputError
-from evenhand.files import write_atomic, write_text
+from evenhand.files import locked, write_atomic, write_text
+from evenhand.models.paid_log import KEY_BYTES, ResponseLog
 from evenhand.models.precision import Agreement
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "evenhand.embeddings/1"
 SHARD_ROWS = 1024
-KEPT_ROWS = 256
-"""Rows of an encoder behind an API after which a shard is written, so that an accident loses no more of what was paid for."""
 
 
 class CacheableEmbedder(Protocol):
-    """What the cache asks of an encoder; `LocalEmbedder` is one."""
+    """What the cache asks of an encoder; `LocalEmbedder` is one.
+
+    One that has ``embed_charged`` (`RemoteEmbedder`) also takes ``answered`` in `embed_images`.
+    """
 
     settled: str | None
     agreement: Agreement | None
@@ -119,21 +126,44 @@ class EmbeddingCache:
     ) -> npt.NDArray[np.float32]:
         """One shard with at least these rows in it."""
         path = folder / f"{shard:06d}.npy"
-        stored = _read_shard(path, embedder.dim)
-        missing = np.unique(rows) if stored is None else np.unique(rows[np.isnan(stored[rows % SHARD_ROWS, 0])])
+        stored, missing = _missing(path, rows, embedder.dim)
         if stored is not None and not len(missing):
             return stored
         first = shard * SHARD_ROWS
         height = min(SHARD_ROWS, len(whole) - first)
-        step = len(missing) if getattr(embedder, "differentiable", True) else KEPT_ROWS
-        for start in range(0, len(missing), step):
-            part = missing[start : start + step]
-            new = embedder.embed_images(_Rows(whole, part), progress=progress)
-            latest = _read_shard(path, embedder.dim)
-            merged = np.full((height, embedder.dim), np.nan, dtype=np.float32) if latest is None else np.array(latest)
-            merged[part - first] = new
+        if not hasattr(embedder, "embed_charged"):
+            new = embedder.embed_images(_Rows(whole, missing), progress=progress)
             _write_json(folder / "manifest.json", description)
-            write_atomic(path, _npy(merged))
+            return _merge(path, first, height, missing, new)
+        _write_json(folder / "manifest.json", description)
+        with locked(path.with_suffix(".lock"), partial(logger.info, "%s is being embedded by another process; waiting for it", path.name)):
+            stored, missing = _missing(path, rows, embedder.dim)
+            if stored is not None and not len(missing):
+                return stored
+            return self._paid(path, first, height, missing, whole, embedder, progress)
+
+    @staticmethod
+    def _paid(
+        path: Path, first: int, height: int, missing: npt.NDArray[np.int64], whole: ImageBatches, embedder: Any, progress: bool
+    ) -> npt.NDArray[np.float32]:
+        """One shard from an encoder behind an API, every answer kept as it comes; the caller holds the shard's lock."""
+        folder = path.with_suffix(".answers")
+        log, guard = ResponseLog(folder, path.parent.name, embedder.dim), threading.Lock()
+        try:
+            left = np.array([row for row in missing if _key(row) not in log], dtype=np.int64)
+            log.check_space(len(left))
+
+            def keep(start: int, rows: npt.NDArray[np.float32]) -> None:
+                with guard:
+                    log.answered([_key(row) for row in left[start : start + len(rows)]], rows)
+
+            if len(left):
+                embedder.embed_images(_Rows(whole, left), progress=progress, answered=keep)
+            known = np.array([row for row in range(first, first + height) if _key(row) in log], dtype=np.int64)
+            merged = _merge(path, first, height, known, np.stack([log.read(_key(row)) for row in known]))
+        finally:
+            log.close()
+        shutil.rmtree(folder, ignore_errors=True)
         return merged
 
     def _describe(self, embedder: CacheableEmbedder, whole: ImageBatches, edit_hash: str | None) -> tuple[str, dict[str, Any]]:
@@ -183,6 +213,25 @@ def _whole(images: ImageBatches) -> tuple[ImageBatches, npt.NDArray[np.int64]]:
         whole: ImageBatches = base.images()
         return whole, np.asarray(rows, dtype=np.int64)
     return images, np.arange(len(images), dtype=np.int64)
+
+
+def _missing(path: Path, rows: npt.NDArray[np.int64], dim: int) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int64]]:
+    """A shard, None where there is none, and those of these rows that are not in it."""
+    stored = _read_shard(path, dim)
+    return stored, np.unique(rows) if stored is None else np.unique(rows[np.isnan(stored[rows % SHARD_ROWS, 0])])
+
+
+def _merge(path: Path, first: int, height: int, rows: npt.NDArray[np.int64], new: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Put new rows into a shard beside what is there by now."""
+    latest = _read_shard(path, new.shape[1])
+    merged = np.full((height, new.shape[1]), np.nan, dtype=np.float32) if latest is None else np.array(latest)
+    merged[rows - first] = new
+    write_atomic(path, _npy(merged))
+    return merged
+
+
+def _key(row: int) -> bytes:
+    return int(row).to_bytes(KEY_BYTES, "big")
 
 
 def _read_shard(path: Path, dim: int) -> npt.NDArray[np.float32] | None:

@@ -293,13 +293,17 @@ class RemoteEmbedder:
             raise InputError("images hold NaN or infinite values; nothing was sent")
         return values
 
-    def embed_images(self, images: ImageBatches, batch_size: int | None = None, progress: bool = False) -> npt.NDArray[np.float32]:
+    def embed_images(
+        self, images: ImageBatches, batch_size: int | None = None, progress: bool = False,
+        answered: Callable[[int, npt.NDArray[np.float32]], None] = lambda start, rows: None,
+    ) -> npt.NDArray[np.float32]:
         """Embed all images, up to ``connections`` requests at once; batches are read while others are on their way.
 
         Args:
             images: n images by position.
             batch_size: images per request; default: the embedder's.
             progress: show a progress bar.
+            answered: told where rows begin and what they are as soon as a request is answered, by several threads.
 
         Returns:
             float32 (n, dim).
@@ -316,7 +320,8 @@ class RemoteEmbedder:
         with ThreadPoolExecutor(self.connections, "embedding") as pool:
 
             def work(start: int) -> torch.Tensor:
-                return self(images.batch(slice(start, min(start + step, len(images)))))
+                batch = images.batch(slice(start, min(start + step, len(images))))
+                return self.embed_charged(batch, answered=lambda at, rows: answered(start + at, rows))
 
             done = _in_order(pool, self.connections + 1, starts, work)
             for start, rows in track(done, "embedding", total=len(starts), disable=not progress):
