@@ -6,6 +6,7 @@ Each cohort has 1,500 training, 500 validation and 4,000 test patients with one 
 equally frequent in both groups, so that a gap there comes from the trace. Everything goes through the commands a user has
 (prepare, train, edit train, edit measure) with the bundled encoder, frozen. It resumes; figures land in OUT/figures.jsonl
 and the table is printed at the end (``--table`` prints it from what is there). Intervals are Student's t over seeds.
+``--way 'heavier:method=gezo method.attribute_weight=3' --only none,heavier --seeds 10,11`` tries other options on other cohorts.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TRAINED = {
         "method=gezo", "method.family=[lowres,spectral]", "method.reference_images=1024", "method.validation_images=500"
     ],
     "utility alone": ["method=dne", "method.attribute_weight=0"],
-    "white, cross-fitted": ["method=dne", "method.cross_fit=true"],
+    "white cross-fitted": ["method=dne", "method.cross_fit=true"],
 }
 """Condition -> options of `evenhand edit train`."""
 HEADS = {
@@ -128,7 +129,7 @@ def leakage(edit: Path, data: PreparedData, out: Path) -> dict[str, float]:
 
 def run_condition(name: str, data: PreparedData, twins: Any, root: Path, seed: int) -> dict[str, Any]:
     """One condition on one cohort: its figures."""
-    folder = root / name.replace(" ", "_").replace(",", "").replace("+", "and")
+    folder = root / name.replace(" ", "_").replace("+", "and")
     shared = [f"data={data.root}", f"seed={seed}", "trainer.progress=false", "model.precision=fp32", "audit.details=false"]
     shared += ["audit.bootstrap=200", "audit.permutations=200"]
     start = time.perf_counter()
@@ -199,10 +200,12 @@ def main() -> int:
     parser.add_argument("--shortcuts", default="texture,marker,intensity")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--only", default="", help="conditions, separated by commas; default: all")
+    parser.add_argument("--way", action="append", default=[], help="NAME:options of `evenhand edit train`, one more condition; repeatable")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     options = parser.parse_args()
     log = options.out / "figures.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
+    TRAINED.update({name: words.split() for name, words in (way.split(":", 1) for way in options.way)})
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     every = [*HEADS, *TRAINED, *NOISE, *COMBINED]
     wanted = [name for name in every if not options.only or name in options.only.split(",")]

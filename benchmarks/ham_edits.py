@@ -1,11 +1,12 @@
 """Edits, heads and their combinations on real photographs: HAM10000, malignant or not, age 60 as the attribute.
 
-    python benchmarks/ham_edits.py --out results/ham_edits [--repeats 5] [--folds 5] [--only 0,1,2] [--table]
+    python benchmarks/ham_edits.py --out results/ham_edits [--repeats 5] [--folds 5] [--only 0,1,2] [--edit utility] [--table]
 
 Repeated cross-validation over patients (5 x 5, stratified by age and label): in every fold a fifth of the rows is tested, a
 fifth of the others is for validation (L2 strengths, thresholds, the choice of a point), the rest is trained on. The encoder is a
 frozen MobileNet at 96 px. Everything is the package's own: `linear_probe`, `reweight`, `eo_head`, `leace`, `thresholds`, and `dne`,
-whose edit is trained for the disease head alone (``attribute_weight=0``), with ``cross_fit``.
+whose edit is trained for the disease head alone (``attribute_weight=0``), with ``cross_fit``; ``--edit hide`` also hides age, and
+``--edit queries`` does so without the encoder's gradient (`gezo`). Each wants an OUT of its own.
 
 Scores of every condition are kept in OUT/fold-*.npz, so the table (``--table``) can be printed anew. Equalized odds is of decisions
 at the threshold that maximises Youden's J on validation rows. A fold's gap of two finite groups is above 0 even where there is none;
@@ -35,11 +36,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from evenhand.config import compose
+from evenhand.config.editing import DNEConfig
 from evenhand.config.schema import ModelConfig, TrainerConfig
 from evenhand.data.groups import Groups
 from evenhand.edits.base import Edit
 from evenhand.methods.base import Images, Split, Task
 from evenhand.methods.editing.dne import DNE
+from evenhand.methods.editing.gezo import GeZO
 from evenhand.methods.registry import get_method
 from evenhand.metrics.thresholds import choose_threshold
 from evenhand.models import LocalEmbedder, build_classifier
@@ -55,8 +58,14 @@ HEADS: dict[str, list[str]] = {
     "least encoding": ["method=least_encoding"],
     "thresholds": ["method=thresholds"],
 }
-EDIT = ["method=dne", "method.attribute_weight=0", "method.batch_size=64", "method.epochs=6", "method.refit_every=25",
-        "method.measure=false", "method.patience=0", "method.cross_fit=true"]  # fmt: skip
+EDITS = {
+    "utility": ["method=dne", "method.attribute_weight=0", "method.batch_size=64", "method.epochs=6", "method.refit_every=25",
+                "method.measure=false", "method.patience=0", "method.cross_fit=true"],
+    "hide": ["method=dne", "method.batch_size=64", "method.epochs=6", "method.refit_every=25", "method.measure=false",
+             "method.patience=0", "method.cross_fit=true"],
+    "queries": ["method=gezo", "method.measure=false"],
+}  # fmt: skip
+"""How the edit is trained: for the disease head alone, by gradient (the table of the docs); to hide age as well; the same by queries."""
 WITHOUT_EDIT, WITH_EDIT = "", "edit + "
 LOSS = 0.005
 """Of AUC, on validation rows, that the picked condition may lose."""
@@ -180,7 +189,8 @@ def run_fold(pictures: Pictures, plain: np.ndarray, repeat: int, fold: int, fold
     found: dict[str, np.ndarray] = {"val": val, "test": test}
     started = time.perf_counter()
     config = compose("edit train", [*words, f"data={HERE}"])
-    edit = DNE(config.method).fit_edit(replace(pictures.task(train, val, plain, seed), augment=config.data.augment)).edit
+    trainer = DNE(config.method) if isinstance(config.method, DNEConfig) else GeZO(config.method)
+    edit = trainer.fit_edit(replace(pictures.task(train, val, plain, seed), augment=config.data.augment)).edit
     seconds = time.perf_counter() - started
     for prefix, z in ((WITHOUT_EDIT, plain), (WITH_EDIT, pictures.embeddings(edit))):
         task = replace(pictures.task(train, val, z, seed), report=lambda text: None)
@@ -270,6 +280,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", default="", help="numbers of folds, 5 repeat + fold, separated by commas; default: 0 to 24")
+    parser.add_argument("--edit", default="utility", choices=tuple(EDITS), help="how the edit is trained")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     parser.add_argument("words", nargs="*", help="options of `evenhand edit train` that differ")
     options = parser.parse_args()
@@ -277,7 +288,7 @@ def main() -> int:
     pictures = Pictures.load(options.shared, options.size)
     Y, OLDER = pictures.y, pictures.older
     plain = pictures.embeddings()
-    words = [*EDIT, *options.words]
+    words = [*EDITS[options.edit], *options.words]
     (options.out / "options.json").write_text(json.dumps(words))
     for number in [int(text) for text in options.only.split(",")] if options.only else range(25):
         file = options.out / f"fold-{number:02d}.npz"
