@@ -212,6 +212,19 @@ def test_several_processes_become_torchrun_and_larger_batches() -> None:
     assert composed("torchrun --nproc_per_node=2 finetune_fm.py --batch_size 64 --accum_iter 3").data.batch_size == 128
 
 
+@pytest.mark.parametrize("line", [STEP_2_WHITE, STEP_2_BLACK, STEP_3], ids=["white", "black", "disease"])
+@pytest.mark.parametrize("released", [False, True])
+def test_every_command_on_several_processes_may_start(line: str, released: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evenhand.runs.edited import check_method
+
+    done = translate(line.replace("nproc_per_node=1", "nproc_per_node=4"), released=released)
+    words = shlex.split(done.command)
+    assert "--nproc_per_node=4" in words[: words.index("evenhand")]
+    config = compose(done.schema, done.overrides)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_method(config.method, getattr(config, "edit", None), config.model.url)
+
+
 def test_the_command_is_what_the_overrides_are() -> None:
     for line in (STEP_1, STEP_2_WHITE, STEP_2_BLACK, STEP_3):
         done = translate(line)

@@ -171,7 +171,8 @@ def _write_traceback(error: Exception) -> str:
 
 
 def _configure_logging() -> None:
-    level = logging.DEBUG if os.environ.get("EVENHAND_DEBUG") else logging.INFO
+    quiet = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR  # of several processes the first tells
+    level = logging.DEBUG if os.environ.get("EVENHAND_DEBUG") else quiet
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("evenhand").setLevel(level)
 

@@ -40,10 +40,12 @@ def head_command(overrides: Overrides = None, config_dir: ConfigDir = None, prin
     require_torch()
 
     from evenhand.runs.edit import edit_head, head_lines
+    from evenhand.runs.task import rank
 
     out = edit_head(config)
-    typer.echo("\n".join(head_lines(out)))
-    typer.echo(os.fspath(out))
+    if rank() == 0:
+        typer.echo("\n".join(head_lines(out)))
+        typer.echo(os.fspath(out))
 
 
 @_command("train")
@@ -61,8 +63,11 @@ def train_command(overrides: Overrides = None, config_dir: ConfigDir = None, pri
     require_torch()
 
     from evenhand.runs.edit import edit_train
+    from evenhand.runs.task import rank
 
-    typer.echo(os.fspath(edit_train(config)))
+    run = edit_train(config)
+    if rank() == 0:
+        typer.echo(os.fspath(run))
 
 
 @_command("apply")

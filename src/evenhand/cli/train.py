@@ -21,9 +21,12 @@ def train_command(overrides: Overrides = None, config_dir: ConfigDir = None, pri
 
     require_torch()
 
+    from evenhand.runs.task import rank
     from evenhand.runs.train import train
 
     run = train(config)
+    if rank() > 0:
+        return
     for one in run.seeds:
         if (one.root / "report.html").is_file():
             typer.echo(f"Report: {one.root / 'report.html'}")

@@ -28,8 +28,9 @@ from evenhand.report.leakage_table import table_lines
 from evenhand.report.tables import Cell, Row, Table, estimate_cell
 from evenhand.runs.edited import EDIT_FILE, EDIT_RUN_SCHEMA, check_method, edit_record
 from evenhand.runs.folder import FileStore, RunFolder, package_versions, utc_now, write_json
+from evenhand.runs.processes import follow_first, help_first, helped
 from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
-from evenhand.runs.train import carried_out, deterministic, plain, provenance, released, told_by_first
+from evenhand.runs.train import carried_out, deterministic, plain, provenance, released
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ HEAD_FILES = ("attribute_head.safetensors", "attribute_head.json")
 
 def edit_head(config: EditHeadConfig) -> Path:
     """Fit the head of every attribute on unedited training images, and test it: step one.
+
+    Of several processes (torchrun) the first fits, tests and writes, and each embeds its share of the images.
 
     Args:
         config: ``method.attributes`` names the attributes, ``method.head`` how heads are fitted; ``out`` is the folder.
@@ -57,16 +60,20 @@ def edit_head(config: EditHeadConfig) -> Path:
     """
     _check(config)
     out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-edit-head")
+    if rank() > 0:
+        with deterministic(config.deterministic):
+            help_first(config)
+        return out
     if out.exists() and not (out / HEAD_FILES[1]).exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} is not empty and holds no attribute head; give an empty or a new folder")
     rows = read_rows(config.data, config.seed, redraw=False)
     method = replace(config.method, attributes=config.method.attributes or list(rows.attributes))
-    # heads need embeddings only: nothing is kept of a task that is not trained
-    task, encoder = make_task(replace(config, method=_unpaid(method)), rows, config.seed, FileStore(out, read_only=True), log.info)
-    with deterministic(config.deterministic):
+    test, store = rows.take("test"), FileStore(out, read_only=True)
+    with deterministic(config.deterministic), helped(config) as relay:
+        # heads need embeddings only: nothing is kept of a task that is not trained
+        task, encoder = make_task(replace(config, method=_unpaid(method)), rows, config.seed, store, log.info, relay=relay)
         heads = fit_attribute_heads(task, method)
-    test = rows.take("test")
-    z = task.embed(test.x)
+        z = task.embed(test.x)
     found = {head.attribute: measure_head(head, z, test.groups[head.attribute].codes, test.patient) for head in heads}
     write_heads(out, heads, found, {**provenance(encoder, rows, False), "seed": config.seed, "written": utc_now()})
     write_text(out / "config.yaml", config_yaml(config))
@@ -151,7 +158,8 @@ def edit_train(config: EditTrainConfig) -> RunFolder:
     The heads that it was trained against lie beside it, so that `edit_measure` says how far these are fooled.
 
     The same command continues an interrupted run and ends with the same edit; what an encoder was paid for is never sent
-    again. A finished search goes on where it is given a larger ``method.budget``.
+    again. A finished search goes on where it is given a larger ``method.budget``. Of several processes (torchrun) each takes
+    its share of every batch, and the first alone writes; a search by queries of a server runs in one.
 
     Args:
         config: ``method`` is dne (with the encoder's gradient) or gezo (by queries alone).
@@ -174,8 +182,8 @@ def edit_train(config: EditTrainConfig) -> RunFolder:
     out = Path(config.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-edit-{config.method.name}")
     config = replace(config, out=str(out))
     if rank() > 0:
-        if not told_by_first(config.trainer.accelerator):
-            _fit(config, read_rows(config.data, config.seed, redraw=False), RunFolder(out))
+        with deterministic(config.deterministic):
+            follow_first(config, lambda: _fit(config, read_rows(config.data, config.seed, redraw=False), RunFolder(out)))
         return RunFolder(out)
     rows = read_rows(config.data, config.seed, redraw=False)
     own = {"attribute_head": _head_hash(config.attribute_head), "command": "edit train", "data_hash": rows.data.fingerprint}
@@ -204,17 +212,18 @@ def _head_hash(folder: str | None) -> str | None:
 def _fit(config: EditTrainConfig, rows: Rows, run: RunFolder) -> None:
     """Train, measure on validation rows, save; ``done`` is set last."""
     writes = rank() == 0
-    store = run.store(read_only=not writes)
-    task, encoder = make_task(config, rows, config.seed, store, log.info, paid=run.root / "checkpoints" / "paid")
-    method: Any = get_method(config.method)
-    with deterministic(config.deterministic), released(task):
-        heads = read_heads(config.attribute_head, encoder.fingerprint) if config.attribute_head else None
-        if writes:
-            about = provenance(encoder, rows, False)
-            run.update(schema=EDIT_RUN_SCHEMA, status="running", seed=config.seed, method=config.method.name, **about)
-        outcome: EditOutcome = method.fit_edit(task, heads)
-        if writes:
-            _save(run, outcome, task, encoder, config)
+    store, paid = run.store(read_only=not writes), run.root / "checkpoints" / "paid"
+    with deterministic(config.deterministic), helped(config) as relay:
+        task, encoder = make_task(config, rows, config.seed, store, log.info, paid=paid, relay=relay)
+        method: Any = get_method(config.method)
+        with released(task):
+            heads = read_heads(config.attribute_head, encoder.fingerprint) if config.attribute_head else None
+            if writes:
+                about = provenance(encoder, rows, False)
+                run.update(schema=EDIT_RUN_SCHEMA, status="running", seed=config.seed, method=config.method.name, **about)
+            outcome: EditOutcome = method.fit_edit(task, heads)
+            if writes:
+                _save(run, outcome, task, encoder, config)
 
 
 def _save(run: RunFolder, outcome: EditOutcome, task: Task, encoder: Encoder, config: EditTrainConfig) -> None:

@@ -80,10 +80,11 @@ def check_method(method: Any, edit: str | None, url: str | None) -> None:
             f"method={name} needs the encoder's gradient, which a server at model.url does not give; use method=gezo, which asks for "
             "embeddings only"
         )
-    if isinstance(method, GeZOConfig) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if url is not None and isinstance(method, GeZOConfig) and processes > 1:
         raise ConfigError(
-            f"method={name} counts its queries in one process, but {os.environ['WORLD_SIZE']} were started; start it without torchrun "
-            "(method.concurrency= sends several requests at once)"
+            f"method={name} asks the server at model.url and counts its queries in one process, but {processes} were started, which make "
+            "no server faster; start it without torchrun (method.concurrency= sends several requests at once)"
         )
 
 

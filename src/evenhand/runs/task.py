@@ -24,6 +24,7 @@ from evenhand.errors import InputError, MethodError, TableError
 from evenhand.methods.base import Embedder, Images, Split, Store, Task
 from evenhand.models import EmbeddingCache, ImageClassifier, LocalEmbedder, build_classifier
 from evenhand.models.paid import PaidEmbedder
+from evenhand.models.shared import Relay, SharedEmbedder
 from evenhand.runs.edited import edited_embed
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Encoder:
         device: where it runs.
         folder: the embedding cache.
         progress: show a progress bar.
+        relay: to other processes that embed a share of every batch.
     """
 
     config: ModelConfig
@@ -74,6 +76,7 @@ class Encoder:
     device: torch.device
     folder: Path | None
     progress: bool = False
+    relay: Relay | None = None
     _classifier: ImageClassifier | None = None
     _embedder: LocalEmbedder | RemoteEmbedder | None = None
     _base: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -107,7 +110,8 @@ class Encoder:
             from evenhand.models.remote import RemoteEmbedder
 
             return RemoteEmbedder.from_config(self.config)
-        return LocalEmbedder(self.classifier, self.config.precision, self.config.embed_batch_size, self.device)
+        how = (self.classifier, self.config.precision, self.config.embed_batch_size, self.device)
+        return LocalEmbedder(*how) if self.relay is None else SharedEmbedder(self.relay, *how)
 
     @property
     def fingerprint(self) -> str:
@@ -277,6 +281,7 @@ def make_task(
     edit: StoredEdit | None = None,
     paid: Path | None = None,
     log: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    relay: Relay | None = None,
 ) -> tuple[Task, Encoder]:
     """The `Task` of one seed and the run's frozen encoder.
 
@@ -289,10 +294,11 @@ def make_task(
         edit: put on every image first: on those that are embedded, and as the frozen first step of a fine-tuned network.
         paid: folder that keeps every answer of an encoder that is paid for by the image.
         log: called with the record of every epoch of training.
+        relay: to other processes that embed a share of every batch.
     """
     device = pick_device(config.trainer.accelerator)
     folder = Path(config.embeddings) if config.embeddings else embeddings_folder(rows.data.root)
-    encoder = Encoder(config.model, config.seed, device, folder, progress=config.trainer.progress)
+    encoder = Encoder(config.model, config.seed, device, folder, config.trainer.progress and rank() == 0, relay)
 
     def build_model(n_outputs: int, /, *, from_scratch: bool = False) -> ImageClassifier:
         if config.model.url:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -29,12 +28,14 @@ from evenhand.methods.registry import get_method
 from evenhand.models.backbones import starts_random
 from evenhand.models.masks import MASK_FILE
 from evenhand.models.paid import PaidEmbedder
+from evenhand.models.shared import Relay
 from evenhand.runs.edited import EDIT_FILE, check_method, edit_record, keep_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import RunFolder, package_versions, utc_now
 from evenhand.runs.folder import identity as folder_identity
 from evenhand.runs.loggers import Loggers, audit_numbers, check_loggers, told
+from evenhand.runs.processes import follow_first, helped, told_by_first
 from evenhand.runs.results import judge, rehearse, save_predictor, score
-from evenhand.runs.task import Encoder, Rows, make_task, pick_device, rank, read_rows
+from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ def _train_one(config: TrainConfig, out: Path, seed: int, redraw: bool, fold: tu
     edit = open_edit(config.edit) if config.edit else None
     config, masks = _with_masks(config)
     if rank() > 0:
-        if not told_by_first(config.trainer.accelerator):
-            _fit(config, read_rows(config.data, seed, redraw, fold), RunFolder(out), redraw, edit)
+        with deterministic(config.deterministic):
+            follow_first(config, lambda: _fit(config, read_rows(config.data, seed, redraw, fold), RunFolder(out), redraw, edit))
         return RunFolder(out)
     rows = read_rows(config.data, seed, redraw, fold)
     if edit is not None:
@@ -209,27 +210,19 @@ def _reconfigure(run: RunFolder, identity: Mapping[str, Any], config: Any, **fac
     write_text(run.root / "config.yaml", config_yaml(config))
 
 
-def told_by_first(accelerator: str, done: bool = False) -> bool:
-    """Whether the run is finished, as the first of several processes finds: all must go on, or none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return done
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    PartialState(cpu=pick_device(accelerator).type == "cpu")
-    return bool(broadcast_object_list([done])[0])
-
-
 def _fit(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: StoredEdit | None) -> None:
     """Fit, score validation and test rows, save everything; ``done`` is set last."""
-    with told(run, config.logger if rank() == 0 else ()) as loggers:
-        _fit_told(config, rows, run, redraw, edit, loggers)
+    with helped(config) as relay, told(run, config.logger if rank() == 0 else ()) as loggers:
+        _fit_told(config, rows, run, redraw, edit, loggers, relay)
 
 
-def _fit_told(config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: StoredEdit | None, loggers: Loggers) -> None:
+def _fit_told(
+    config: TrainConfig, rows: Rows, run: RunFolder, redraw: bool, edit: StoredEdit | None, loggers: Loggers, relay: Relay | None
+) -> None:
     writes = rank() == 0
     store = run.store(read_only=not writes)
-    task, encoder = make_task(config, rows, config.seed, store, log.info, edit, run.root / "checkpoints" / "paid", loggers.log)
+    paid = run.root / "checkpoints" / "paid"
+    task, encoder = make_task(config, rows, config.seed, store, log.info, edit, paid, loggers.log, relay)
     method = get_method(config.method)
     if writes:
         run.update(status="running", seed=config.seed, method=config.method.name, **provenance(encoder, rows, redraw))
