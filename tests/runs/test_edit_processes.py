@@ -114,6 +114,10 @@ def test_a_search_on_two_processes_goes_on_after_kill_9(prepared, tmp_path):
     found, whole = (json.loads((root / "edit.json").read_text())["search"] for root in (tmp_path / "two", alone.root))
     assert found["images"] == whole["images"]
     assert whole["n_sent"] <= found["n_sent"] <= whole["n_sent"] + 16, "one request was in flight, and nothing else is sent again"
+    edit_train(compose("edit train", [*words, "method.rounds=62"]))
+    longer = json.loads((tmp_path / "two" / "edit.json").read_text())["search"]
+    assert longer["rounds"] == 62, "one process goes on with what two began"
+    assert longer["n_sent"] - found["n_sent"] == longer["images"] - found["images"] > 0
 
 
 @pytest.mark.slow
