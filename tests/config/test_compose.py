@@ -50,7 +50,9 @@ def test_the_published_command_line() -> None:
 def test_the_published_dne_recipe() -> None:
     config = compose("train", ["data.path=d", "experiment=dne_finetune"])
     trainer = config.trainer
-    assert config.model.drop_path == 0.2
+    assert (config.model.drop_path, config.model.drop_path_optional) == (0.2, True)
+    typed = compose("train", ["data.path=d", "experiment=dne_finetune", "model.drop_path=0.2"])
+    assert not typed.model.drop_path_optional, "what a user types is not left out silently"
     assert (trainer.optimizer, trainer.base_lr, trainer.layer_decay, trainer.weight_decay) == ("adamw", 2.5e-4, 0.55, 0.05)
     assert (trainer.max_epochs, trainer.warmup_epochs, trainer.min_lr, trainer.schedule) == (50, 5, 1e-5, "cosine")
     assert trainer.rand_augment == "rand-m6-mstd0.5-inc1"

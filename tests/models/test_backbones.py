@@ -78,6 +78,16 @@ def test_option_that_the_architecture_lacks_is_refused():
         build_classifier(ModelConfig(name="densenet121", drop_path=0.1), 1, 0)
 
 
+def test_a_recipes_stochastic_depth_is_left_out_where_there_is_none_and_noted():
+    plain = build_classifier(ModelConfig(name="densenet121"), 1, 0)
+    recipe = build_classifier(ModelConfig(name="densenet121", drop_path=0.2, drop_path_optional=True), 1, 0)
+    assert model_fingerprint(recipe) == model_fingerprint(plain)
+    assert (plain.notes, recipe.notes) == ((), ("densenet121 has no stochastic depth, so the recipe's model.drop_path=0.2 is left out",))
+    vit = build_classifier(ModelConfig(name="vit_tiny_patch16_224", input_size=[32, 32], drop_path=0.2, drop_path_optional=True), 1, 0)
+    assert vit.network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert vit.notes == ()
+
+
 def test_size_that_does_not_divide_is_refused():
     with pytest.raises(InputError, match="multiple"):
         build_classifier(ModelConfig(name="vit_tiny_patch16_224", input_size=[40, 32]), 1, 0)

@@ -22,6 +22,7 @@ from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
 from evenhand.runs.results import load_predictor
 from evenhand.runs.train import train
+from tests.runs.conftest import TINY
 
 
 def make_edit(path: Path, family: str = "lowres", size: int = 32, seed: int = 0, scale: float = 8.0, **facts) -> Path:
@@ -40,8 +41,6 @@ def edit_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def module_config(prepared):
-    from tests.runs.conftest import TINY
-
     return lambda *words: compose("train", [f"data={prepared}", *TINY, *words])
 
 
@@ -146,6 +145,39 @@ def test_fine_tuning_never_trains_the_edit_and_puts_it_after_augmentation(module
     own = model.normalise(images)
     bare = ImageClassifier.normalise(model.with_edit(None), stored.edit(images))
     torch.testing.assert_close(own, bare)
+
+
+def published_checkpoint(kind, folder):
+    """A file in a published layout, random weights, and the words that name it."""
+    torch.manual_seed(0)
+    if kind == "mae_vit":
+        network = timm.create_model("test_vit", img_size=32, num_classes=0)
+        torch.save({"model": network.state_dict(), "epoch": 1}, folder / "mae.pth")
+        return [f"model={folder / 'mae.pth'}", "model.name=test_vit", "model.global_pool=avg"]
+    state = {f"model.encoder.{name}": value for name, value in timm.create_model("densenet121", num_classes=0).state_dict().items()}
+    torch.save({"state_dict": state}, folder / "dense.ckpt")
+    if kind == "named_densenet":
+        return ["model=chest_densenet121", f"model.checkpoint={folder / 'dense.ckpt'}"]
+    return [f"model={folder / 'dense.ckpt'}"]
+
+
+@pytest.mark.parametrize("kind", ["mae_vit", "named_densenet", "densenet"])
+def test_the_published_recipe_on_published_layouts_with_the_edit_on(kind, prepared, edit_file, tmp_path):
+    words = [
+        f"data={prepared}", *TINY[1:], *published_checkpoint(kind, tmp_path), "experiment=dne_finetune", f"edit={edit_file}",
+        "trainer.max_epochs=1", "trainer.limit_batches=1", "data.batch_size=16", f"out={tmp_path / 'run'}",
+    ]
+    run = train(compose("train", words))
+    assert run.done
+    model = load_predictor(run).predictor.model
+    assert torch.equal(model.edit.vector(), load_edit(edit_file).edit.vector())
+    left_out = [note for note in run.info["notes"] if "stochastic depth" in note]
+    assert bool(left_out) == (kind != "mae_vit")
+    if kind == "mae_vit":
+        assert (run.info["config"]["model"]["global_pool"], model.network.global_pool) == ("avg", "avg")
+        return
+    with pytest.raises(InputError, match="densenet121 has no option drop_path"):
+        train(compose("train", [*words[:-1], "model.drop_path=0.2", f"out={tmp_path / 'typed'}"]))
 
 
 def test_the_edit_is_part_of_what_a_run_is_but_not_its_path(module_config, edit_file, tmp_path):

@@ -156,6 +156,8 @@ def _merged(kind: type, overrides: Sequence[str], config_dir: str | Path | None)
             OmegaConf.update(config, name, parse_value(text, option), merge=False)
         except OmegaConfBaseException as error:
             raise ConfigError(reworded(error, options)) from None
+    if "model.drop_path" in request.values and "model.drop_path_optional" not in request.values:
+        config.model.drop_path_optional = False  # what is typed is meant
     return config
 
 

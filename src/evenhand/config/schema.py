@@ -54,6 +54,8 @@ class ModelConfig:
     std: Optional[list[float]] = opt(None, "normalisation standard deviation per channel")
     global_pool: Optional[str] = opt(None, "avg, token, …; default: the model's own")
     drop_path: float = opt(0.0, "stochastic depth rate", "share")
+    drop_path_optional: bool = opt(False, "leave drop_path out, with a note, where the architecture has none (recipes say so; typing "
+                                   "drop_path takes it back)")
     drop_rate: float = opt(0.0, "dropout before the head", "share")
     precision: str = opt("auto", "embedding arithmetic; auto takes bf16 after scores were checked to agree",
                          choices=("auto", "fp32", "bf16"))

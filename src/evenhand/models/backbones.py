@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from evenhand.edits.base import Edit
 from evenhand.errors import CheckpointError, InputError
 from evenhand.models.checkpoints import WeightSource, architecture_of, find_weights, load_weights
 from evenhand.models.networks import (
+    NoSuchOption,
     check_input_size,
     check_name,
     create_network,
@@ -55,6 +57,7 @@ class ImageClassifier(nn.Module):
         input_size: (height, width) the network sees.
         name: the architecture's timm name.
         source: where the weights came from, in words.
+        notes: what a user should know of how it was built.
 
     Attributes:
         edit: the frozen edit in front, None where there is none.
@@ -82,6 +85,7 @@ class ImageClassifier(nn.Module):
         input_size: tuple[int, int],
         name: str,
         source: str = "given network",
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
@@ -89,6 +93,7 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.name = name
         self.source = source
+        self.notes = tuple(notes)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.channels = len(mean)
         self.edit: Edit | None = None
@@ -217,6 +222,22 @@ def choose_normalisation(
     return config.mean or mean, config.std or std
 
 
+def _bare_network(
+    config: ModelConfig, name: str, n_outputs: int, seed: int, stored: WeightSource | None, use_published: bool
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """timm's network, and what had to be left out of its options."""
+    try:
+        with forked(seed, "network"):
+            if use_published:
+                return create_published(name, n_outputs, config), ()
+            return create_network(name, n_outputs, network_options(config, stored)), ()
+    except NoSuchOption as error:
+        if error.option != "drop_path" or not config.drop_path_optional:
+            raise
+        note = f"{name} has no stochastic depth, so the recipe's model.drop_path={config.drop_path:g} is left out"
+    return _bare_network(replace(config, drop_path=0.0), name, n_outputs, seed, stored, use_published)[0], (note,)
+
+
 def build_classifier(
     config: ModelConfig, n_outputs: int, seed: int, *, keep_head: bool = False, from_scratch: bool = False
 ) -> ImageClassifier:
@@ -249,11 +270,7 @@ def build_classifier(
             f"{stored.label} is a {stored.architecture}, but model.name is {name}; set model.name={stored.architecture} or model.name=auto"
         )
     use_published = config.pretrained and stored is None and not from_scratch
-    with forked(seed, "network"):
-        if use_published:
-            network = create_published(name, n_outputs, config)
-        else:
-            network = create_network(name, n_outputs, network_options(config, stored))
+    network, notes = _bare_network(config, name, n_outputs, seed, stored, use_published)
     published: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
     imagenet = False
     if stored is not None and not from_scratch:
@@ -266,4 +283,4 @@ def build_classifier(
     source = stored.label if stored and not from_scratch else ("timm's published weights" if use_published else "random weights")
     size = config.input_size or (stored.input_size if stored else None) or published.get("input_size", (3, 224, 224))[-2:]
     check_input_size(network, name, size)
-    return ImageClassifier(network, mean=mean, std=std, input_size=(size[0], size[1]), name=name, source=source).eval()
+    return ImageClassifier(network, mean=mean, std=std, input_size=(size[0], size[1]), name=name, source=source, notes=notes).eval()

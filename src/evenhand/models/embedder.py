@@ -75,6 +75,11 @@ class LocalEmbedder:
         self.fingerprint = _encoder_fingerprint(classifier)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the network was built."""
+        return self.classifier.notes
+
+    @property
     def dim(self) -> int:
         """Width of an embedding."""
         return self.classifier.dim

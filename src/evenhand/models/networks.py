@@ -54,6 +54,14 @@ def forked(seed: int, purpose: str) -> Iterator[None]:
 _OPTIONS = {"img_size": "input_size", "drop_path_rate": "drop_path", "drop_rate": "drop_rate", "global_pool": "global_pool"}
 
 
+class NoSuchOption(InputError):
+    """An architecture does not have one of the options that were given; ``option``: its name here."""
+
+    def __init__(self, name: str, option: str) -> None:
+        super().__init__(f"{name} has no option {option}; leave it at its default")
+        self.option = option
+
+
 def create_network(name: str, n_outputs: int, options: dict[str, Any]) -> nn.Module:
     """timm's factory, without the options of convolutional networks that have no fixed input size."""
     try:
@@ -64,7 +72,7 @@ def create_network(name: str, n_outputs: int, options: dict[str, Any]) -> nn.Mod
             raise InputError(f"{name} cannot be built with {options} ({error})") from error
         if refused == ["img_size"]:
             return create_network(name, n_outputs, {key: value for key, value in options.items() if key != "img_size"})
-        raise InputError(f"{name} has no option {_OPTIONS.get(refused[0], refused[0])}; leave it at its default") from error
+        raise NoSuchOption(name, _OPTIONS.get(refused[0], refused[0])) from error
     except (AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built with {options} ({str(error).splitlines()[0] if str(error) else error!r})") from error
     return network

@@ -30,6 +30,7 @@ IGNORED_IN_IDENTITY = (
 LATER = {
     "trainer.plateau_monitor": "monitor", "trainer.overfit_batches": 0, "trainer.limit_batches": 0, "method.edit_lr": 12.0,
     "method.edit_steps": 140, "method.surrogate_steps": 800, "method.surrogate_width": 16,
+    "model.drop_path_optional": False, "model.api_input": None, "model.api_output": None,
 }  # fmt: skip
 """Options that came later, at the values that change nothing: a run that was begun before them goes on."""
 BY_CONTENT = {"method.mask": "mask", "method.mask_like": "mask_like"}
