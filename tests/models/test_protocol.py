@@ -268,6 +268,8 @@ def test_metadata_comes_back_and_is_checked():
     assert ModelMetadata.from_json(json.loads(json.dumps(metadata.to_json()))) == metadata
     tensor = {"name": "i", "datatype": "FP32", "shape": [-1]}
     assert ModelMetadata.from_json({"name": "n", "inputs": [tensor], "outputs": []}).versions == ()
+    undeclared = {"name": "n", "inputs": None, "outputs": None, "versions": None, "parameters": None}
+    assert ModelMetadata.from_json(undeclared) == ModelMetadata("n", (), ())
     for bad in (None, [], {}, {"name": 3}, {"name": "n"}, {"name": "n", "inputs": [3], "outputs": []},
                 {"name": "n", "inputs": [{**tensor, "shape": [-2]}], "outputs": []},
                 {"name": "n", "inputs": [], "outputs": [], "versions": "1"}):

@@ -177,11 +177,9 @@ def test_normalisation_only_where_asked_for(connect, server):
         ({"parameters": {"datatypes": ["FP32"]}}, {"api_format": "png"}, "api_format to one of binary, json"),
         ({"datatype": "INT64", "parameters": {"datatypes": None}}, {}, "this client cannot send that"),
         ({"shape": (-1, 10)}, {}, "images are"),
-        ({"outputs": []}, {}, "0 outputs"),
-        ({"inputs": []}, {}, "0 inputs"),
         ({}, {"input_size": (9, 9)}, "leave it out"),
     ],
-    ids=["format", "datatype", "shape", "outputs", "inputs", "size"],
+    ids=["format", "datatype", "shape", "size"],
 )
 def test_models_that_cannot_be_used_are_refused_at_the_start(connect, server, metadata, options, text):
     server.metadata = faulty.metadata(**metadata)

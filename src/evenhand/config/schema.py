@@ -65,6 +65,8 @@ class ModelConfig:
                    choices=("v2", "cxr_foundation", "medimageinsight"))
     api_model: Optional[str] = opt(None, "v2: the model's name on the server; default: the only one it serves")
     api_version: Optional[str] = opt(None, "v2: the model's version; default: the server's")
+    api_input: Optional[str] = opt(None, "v2: the input that takes the images; default: the only one; 'images' where the server names none")
+    api_output: Optional[str] = opt(None, "v2: the output that is the embedding; default: the only one, or the one called embedding(s)")
     api_format: str = opt("binary", "how images are sent: binary or json tensors of floats, binary_uint8 or json_uint8, png, jpeg",
                           choices=("binary", "json", "binary_uint8", "json_uint8", "png", "jpeg"))
     api_lossy: bool = opt(False, "round images to the 8 bits that the server takes where they hold more (16-bit data); else refuse them")

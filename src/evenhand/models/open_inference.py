@@ -29,6 +29,9 @@ from evenhand.models.protocol import (
     read_json,
 )
 
+DEFAULT_INPUT = "images"
+"""What the input is called of a model that does not say it."""
+_EMBEDDING = ("embedding", "embeddings")
 _OF_THE_SERVER = ("max_batch", "datatypes", "dim")
 _WANTED = {"binary": "FP32", "json": "FP32", "binary_uint8": "UINT8", "json_uint8": "UINT8", "png": "BYTES", "jpeg": "BYTES"}
 
@@ -87,6 +90,8 @@ class OpenInference:
         mean, std: normalise before sending, for a server that wants it; None: images go as they are, in [0, 1].
         input_size: (height, width), where the server takes any.
         lossy: round to 8-bit levels what lies between them.
+        tensors: names of input and output, each None where there is no choice; a model that declares no inputs is given
+            (n, c, h, w) under the first name, or `DEFAULT_INPUT`.
 
     Raises:
         ServerError: the server cannot be reached, or has no such model.
@@ -96,6 +101,7 @@ class OpenInference:
     def __init__(
         self, connection: Connection, model: str | None, version: str | None, format: str, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None, input_size: tuple[int, int] | None = None, lossy: bool = False,
+        tensors: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.connection, self.format, self.lossy = connection, format, lossy
         self.max_bytes: int | None = None
@@ -104,8 +110,8 @@ class OpenInference:
             raise InputError(f"model.mean and model.std cannot be applied to 8-bit images; use model.api_format=binary, not {format}")
         name = model or self._only_model()
         self.metadata = self._read_metadata(name, version)
-        self.input = _input_of(self.metadata, format)
-        self.output = _output_of(self.metadata)
+        self.input = _input_of(self.metadata, format, tensors[0])
+        self.output = _output_of(self.metadata, tensors[1])
         self.last_channels = self.input.datatype != "BYTES" and _is_channels_last(self.input.shape)
         self._path = model_path(name, version, "infer")
         self._datatype = _WANTED[format] if _WANTED[format] in ("UINT8", "BYTES") else self.input.datatype
@@ -126,7 +132,8 @@ class OpenInference:
         if self.last_channels and self._datatype != "BYTES":
             data = np.ascontiguousarray(np.moveaxis(data, 1, -1))
         binary = self.format not in ("json", "json_uint8")
-        return self._path, encode_request([Tensor(self.input.name, data)], binary=binary, outputs=[self.output.name], binary_outputs=binary)
+        outputs = [self.output.name] if self.output.name else []
+        return self._path, encode_request([Tensor(self.input.name, data)], binary=binary, outputs=outputs, binary_outputs=binary)
 
     def decode(self, answer: Answer) -> npt.NDArray[Any]:
         """See `Api`; refuses an answer of another version of the model."""
@@ -136,10 +143,15 @@ class OpenInference:
                 f"{self.connection.shown} answered with version {response.model_version} of {self.facts.name}, but at the start it had "
                 f"{self.facts.version}; set model.api_version, and start again", maybe_billed=True,
             )
-        for tensor in response.outputs:
-            if tensor.name == self.output.name:
-                return tensor.data
-        raise ProtocolError(f"output '{self.output.name}' is not in it")
+        names = [tensor.name for tensor in response.outputs]
+        chosen = _chosen(names, self.output.name or None)
+        if chosen is not None:
+            return response.outputs[names.index(chosen)].data
+        if self.metadata.outputs:
+            raise ProtocolError(f"output '{self.output.name}' is not in it")
+        wanted = f"none called '{self.output.name}'" if self.output.name else "none called 'embeddings'"
+        text = f"{self.connection.shown} answered with {len(names)} outputs ({_some(names)}), {wanted}; choose one with model.api_output"
+        raise ServerError(text, maybe_billed=True)
 
     def _only_model(self) -> str:
         listed = self._models()
@@ -196,15 +208,10 @@ class OpenInference:
         )
 
 
-def remote_fingerprint(metadata: ModelMetadata, name: str, version: str | None = None) -> str | None:
-    """The `RemoteEmbedder.fingerprint` of a model out of its metadata; None where it has several inputs or no one embedding."""
-    try:
-        output = _output_of(metadata)
-    except InputError:
-        return None
-    if len(metadata.inputs) != 1:
-        return None
-    return _fingerprint(metadata, name, version or _newest(metadata.versions), metadata.inputs[0], output)
+def remote_fingerprints(metadata: ModelMetadata, name: str, version: str | None = None) -> set[str]:
+    """Every `RemoteEmbedder.fingerprint` that a model may have by its metadata: one for each choice of an input and an output."""
+    version = version or _newest(metadata.versions)
+    return {_fingerprint(metadata, name, version, tensor, output) for tensor in metadata.inputs for output in metadata.outputs}
 
 
 def _fingerprint(metadata: ModelMetadata, name: str, version: str, tensor: TensorMetadata, output: TensorMetadata) -> str:
@@ -216,12 +223,17 @@ def _fingerprint(metadata: ModelMetadata, name: str, version: str, tensor: Tenso
     return hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest()
 
 
-def _input_of(metadata: ModelMetadata, format: str) -> TensorMetadata:
-    """The one input, which must take what ``format`` sends."""
-    if len(metadata.inputs) != 1:
-        names = _some([tensor.name for tensor in metadata.inputs])
-        raise InputError(f"{metadata.name} on the server takes {len(metadata.inputs)} inputs ({names}), but an encoder of images takes one")
-    tensor, wanted = metadata.inputs[0], _WANTED[format]
+def _input_of(metadata: ModelMetadata, format: str, asked: str | None) -> TensorMetadata:
+    """The input for images, which must take what ``format`` sends; made up where the model declares none (as with MLServer)."""
+    if not metadata.inputs:
+        return TensorMetadata(asked or DEFAULT_INPUT, _WANTED[format], (-1,) if _WANTED[format] == "BYTES" else (-1, -1, -1, -1))
+    names = [tensor.name for tensor in metadata.inputs]
+    if asked is not None and asked not in names:
+        raise InputError(f"{metadata.name} on the server has no input '{asked}', but {_some(names)}; set model.api_input to one of them")
+    if asked is None and len(names) != 1:
+        takes = f"{metadata.name} on the server takes {len(names)} inputs ({_some(names)})"
+        raise InputError(f"{takes}, but an encoder of images takes one; choose it with model.api_input")
+    tensor, wanted = metadata.inputs[names.index(asked) if asked is not None else 0], _WANTED[format]
     also = metadata.parameters.get("datatypes")
     taken = {tensor.datatype, *(also if isinstance(also, list) else [])}
     if wanted not in taken and not (wanted == "FP32" and "FP64" in taken):
@@ -234,14 +246,24 @@ def _input_of(metadata: ModelMetadata, format: str) -> TensorMetadata:
     return tensor
 
 
-def _output_of(metadata: ModelMetadata) -> TensorMetadata:
-    """The embedding among the outputs: the only one, or the one called embedding(s)."""
-    called = [tensor for tensor in metadata.outputs if tensor.name.lower() in ("embedding", "embeddings")]
-    chosen = metadata.outputs if len(metadata.outputs) == 1 else called
-    if len(chosen) != 1:
-        names = _some([tensor.name for tensor in metadata.outputs])
-        raise InputError(f"{metadata.name} on the server has {len(metadata.outputs)} outputs ({names}); one must be called 'embeddings'")
-    return chosen[0]
+def _output_of(metadata: ModelMetadata, asked: str | None) -> TensorMetadata:
+    """The embedding among the outputs; where the model declares none, what was asked for, or a name of "": it shows in the answer."""
+    if not metadata.outputs:
+        return TensorMetadata(asked or "", "FP32", ())
+    names = [tensor.name for tensor in metadata.outputs]
+    chosen = _chosen(names, asked)
+    if chosen is None:
+        has = f"{metadata.name} on the server has {len(names)} outputs ({_some(names)})"
+        raise InputError(f"{has}, none of them called '{asked or 'embeddings'}'; choose one with model.api_output")
+    return metadata.outputs[names.index(chosen)]
+
+
+def _chosen(names: Sequence[str], asked: str | None) -> str | None:
+    """The output to take: what was asked for, else the only one, else the one called embedding(s); None: there is none such."""
+    if asked is not None:
+        return asked if asked in names else None
+    called = names if len(names) == 1 else [name for name in names if name.lower() in _EMBEDDING]
+    return called[0] if len(called) == 1 else None
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:

@@ -110,7 +110,7 @@ class ModelMetadata:
 
 
 def _read_tensors(said: Mapping[str, Any], key: str) -> tuple[TensorMetadata, ...]:
-    listed = said.get(key)
+    listed = [] if key in said and said[key] is None else said.get(key)
     if not isinstance(listed, list) or not all(isinstance(tensor, dict) for tensor in listed):
         raise ProtocolError(f"model metadata: {key} must be a list of objects")
     out = []

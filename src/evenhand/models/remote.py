@@ -65,6 +65,7 @@ class RemoteEmbedder:
         api: v2 (Open Inference Protocol), cxr_foundation or medimageinsight.
         api_model: v2: the model's name, default: the only one; cxr_foundation: which embedding (general_img_emb).
         api_version: v2: the model's version, default: the server's.
+        api_input, api_output: v2: names of the tensors, where the model has several or does not say them.
         api_format: binary or json (floats), binary_uint8, json_uint8, png, or jpeg.
         timeout: seconds for one answer.
         retries: most repeats of a request.
@@ -98,7 +99,8 @@ class RemoteEmbedder:
     n_settle_images = 3 * N_PROBE
 
     def __init__(
-        self, url: str, *, api: str = "v2", api_model: str | None = None, api_version: str | None = None, api_format: str = "binary",
+        self, url: str, *, api: str = "v2", api_model: str | None = None, api_version: str | None = None,
+        api_input: str | None = None, api_output: str | None = None, api_format: str = "binary",
         timeout: float = 60.0, retries: int = 5, connections: int = 4, ca_file: str | None = None, batch_size: int = 64,
         input_size: tuple[int, int] | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
         lossy: bool = False, allow_changes: bool = False, sleep: Callable[[float], None] = time.sleep,
@@ -119,7 +121,8 @@ class RemoteEmbedder:
         self.api: Api
         try:
             if api == "v2":
-                self.api = OpenInference(self.connection, api_model, api_version, api_format, mean, std, input_size, lossy)
+                tensors = api_input, api_output
+                self.api = OpenInference(self.connection, api_model, api_version, api_format, mean, std, input_size, lossy, tensors)
             else:
                 adapter = CxrFoundation if api == "cxr_foundation" else MedImageInsight
                 self.api = adapter(api_model, api_version, input_size, lossy)
@@ -140,7 +143,8 @@ class RemoteEmbedder:
     def from_config(cls, config: ModelConfig, **options: Any) -> RemoteEmbedder:
         """The embedder that a configuration with ``url`` asks for; ``options`` override it."""
         given: dict[str, Any] = {
-            "api": config.api, "api_model": config.api_model, "api_version": config.api_version, "api_format": config.api_format,
+            "api": config.api, "api_model": config.api_model, "api_version": config.api_version,
+            "api_input": config.api_input, "api_output": config.api_output, "api_format": config.api_format,
             "timeout": config.timeout, "retries": config.retries, "connections": config.connections, "ca_file": config.ca_file,
             "batch_size": config.embed_batch_size, "input_size": _tuple(config.input_size),
             "mean": _tuple(config.mean), "std": _tuple(config.std), "lossy": config.api_lossy, "allow_changes": config.api_allow_changes,

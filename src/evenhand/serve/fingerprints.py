@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from evenhand.edits.artifact import StoredEdit
-from evenhand.models.open_inference import remote_fingerprint
+from evenhand.models.open_inference import remote_fingerprints
 from evenhand.models.protocol import ModelMetadata
 
 
@@ -34,4 +34,4 @@ def made_for_another(stored: StoredEdit, said: ModelMetadata) -> bool:
     """
     made_for = stored.facts.get("encoder")
     named = {said.parameters.get("encoder"), said.parameters.get("fingerprint")} - {None}
-    return bool(made_for and named) and made_for not in named | {remote_fingerprint(said, said.name)}
+    return bool(made_for and named) and made_for not in named | remote_fingerprints(said, said.name)
