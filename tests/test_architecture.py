@@ -161,7 +161,8 @@ def test_light_rooms_never_load_torch() -> None:
 
 
 def test_a_client_and_a_proxy_load_no_networks() -> None:
-    modules = ["evenhand.models.remote", "evenhand.models.paid", "evenhand.serve.app", "evenhand.serve.proxy", "evenhand.serve.run"]
+    modules = ["evenhand.models.remote", "evenhand.models.paid", "evenhand.serve.app", "evenhand.serve.proxy", "evenhand.serve.run",
+               "evenhand.serve.vendor_proxy"]  # fmt: skip
     assert not {"timm", "accelerate", "torchvision"} & _loaded_after(f"import {', '.join(modules)}")
 
 

@@ -45,7 +45,11 @@ def edit_file(tmp_path: Path) -> Callable[..., Path]:
     ("words", "said"),
     [
         ([], "neither arrived"), (["model=evenhand_demo_vit", "upstream=http://x"], "both arrived"), (["upstream=http://x"], "needs edit="),
-        (["upstream=x", "edit=e"], "not an address"), (["model=evenhand_demo_vit", "port=70000"], "0 to 65535"),
+        (["upstream=x", "edit=e"], "not an address"), (["upstream=http://x/?key=1", "edit=e"], "a query"),
+        (["upstream=http://x", "edit=e", "upstream_api=vertex"], "upstream_api"),
+        (["upstream=http://x", "edit=e", "upstream_api=cxr_foundation", "name=a"], "not name="),
+        (["model=evenhand_demo_vit", "upstream_api=medimageinsight"], "give upstream="),
+        (["model=evenhand_demo_vit", "port=70000"], "0 to 65535"),
         (["model=evenhand_demo_vit", "port=-1"], "port"), (["model=evenhand_demo_vit", "certificate=c.pem"], "belong together"),
         (["model=evenhand_demo_vit", "certificate=c.pem", "key=k.pem"], "no such file"),
         (["model=evenhand_demo_vit", "require_token=true"], "EVENHAND_TOKEN is not set"),
@@ -88,6 +92,18 @@ def test_an_upstream_token_is_not_lent_to_everybody(
     text = refused(2, "serve", "upstream=http://127.0.0.1:9", f"edit={edit_file()}", "host=0.0.0.0", "port=0")
     assert "lent to everybody" in text
     assert "paid" not in text
+
+
+def test_a_proxy_of_a_service_is_what_upstream_api_asks_for(edit_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from evenhand.serve.vendor_proxy import VendorProxyApp
+
+    monkeypatch.setenv("EVENHAND_UPSTREAM_TOKEN", "paid")
+    config = ServeConfig(upstream="http://127.0.0.1:9/score", upstream_api="medimageinsight", edit=str(edit_file()))
+    run.check_options(config)
+    service, what = run._service(config, run.limits_of(config))
+    assert isinstance(service, VendorProxyApp)
+    assert (service.vendor.ending, what.endswith("for http://127.0.0.1:9/score")) == ("/score", True)
+    service.close()
 
 
 def test_without_the_extra_it_says_how_to_get_it(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

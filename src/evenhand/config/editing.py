@@ -163,7 +163,9 @@ class ServeConfig:
 
     model: Optional[str] = opt(None, "serve this encoder: a preset, weights, a timm name, or a run folder (its encoder)")
     architecture: Optional[str] = opt(None, "timm name of weights that do not say what they are")
-    upstream: Optional[str] = opt(None, "edit images and pass them on to the v2 server at this address")
+    upstream: Optional[str] = opt(None, "edit images and pass them on to the server at this address")
+    upstream_api: str = opt("v2", "what the upstream speaks, and so what clients send: v2 (Open Inference Protocol), cxr_foundation "
+                            "(Vertex AI), medimageinsight (Azure)", choices=("v2", "cxr_foundation", "medimageinsight"))
     edit: Optional[str] = opt(None, "an edit put on every image: edit.safetensors, a run folder, or a published noise_layer.pt")
     name: Optional[str] = opt(None, "model name in addresses; default: the architecture's, or the upstream's")
     host: str = opt("127.0.0.1", "address to listen on")

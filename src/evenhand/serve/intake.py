@@ -70,18 +70,30 @@ class Intake:
             Refusal: not one tensor of images, too many of them, or too many a second.
         """
         header_length = read_header_length(request.headers.get(HEADER), len(body))
-        asked = await self.run(self._decode, body, header_length)
+        most = min(MAX_JSON, self.limits.max_bytes)
+        asked = await self.read(lambda: decode_request(body, header_length, most), header_length or len(body))
         tensor = only_input(asked, self._input_name)
         n = count_images(tensor, self.limits.max_batch)
-        self.buckets.check(request.client.host if request.client else "", n)
+        self.charge(request, n)
         return asked, tensor, n
 
-    def _decode(self, body: bytearray, header_length: int | None) -> InferRequest:
-        most = min(MAX_JSON, self.limits.max_bytes)
-        if (header_length or len(body)) < LARGE_JSON:
-            return decode_request(body, header_length, most)
+    def charge(self, request: Request, n: int) -> None:
+        """Count ``n`` images against the client's rate.
+
+        Raises:
+            Refusal: too many a second.
+        """
+        self.buckets.check(request.client.host if request.client else "", n)
+
+    async def read(self, function: Callable[[], T], length: int) -> T:
+        """Call a function that reads so many bytes of JSON, outside the event loop."""
+        return await self.run(self._by_turns, function, length)
+
+    def _by_turns(self, function: Callable[[], T], length: int) -> T:
+        if length < LARGE_JSON:
+            return function()
         with self._one_json:  # JSON takes up to twenty times its size, so large ones are read one after another
-            return decode_request(body, header_length, most)
+            return function()
 
     async def await_answer(self, work: Awaitable[T], receive: Receive, stop: threading.Event) -> T:
         """The outcome of ``work``, which is cancelled when the client leaves or ``limits.timeout`` has passed.

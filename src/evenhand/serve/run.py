@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import h11
 import uvicorn
@@ -85,6 +86,10 @@ def check_options(config: ServeConfig) -> None:
         raise InputError("upstream= needs edit=: the proxy puts an edit on every image; give edit=FILE")
     if config.upstream is not None and not config.upstream.startswith(("http://", "https://")):
         raise InputError(f"upstream={config.upstream} is not an address; write it as upstream=https://host:port")
+    if config.upstream_api != "v2" and (config.upstream is None or config.name is not None):
+        raise InputError(f"upstream_api={config.upstream_api} is of a proxy, to a service without model names; give upstream=, not name=")
+    if config.upstream is not None and (urlsplit(config.upstream).query or urlsplit(config.upstream).fragment):
+        raise InputError("upstream= holds a query or a fragment; give the plain address, clients send their own query")
     if config.upstream is not None and config.grid is not None:
         raise InputError("grid= is the edit's in a proxy; leave it out")
     if config.port > 65535:
@@ -112,11 +117,15 @@ def _service(config: ServeConfig, limits: Limits) -> tuple[Any, str]:
     if config.upstream is not None:
         from evenhand.edits.artifact import load_edit
         from evenhand.serve.proxy import ProxyApp
+        from evenhand.serve.vendor_proxy import VendorProxyApp
 
         stored = load_edit(str(config.edit))
-        proxy = ProxyApp(stored, config.upstream, limits, config.name, os.environ.get(UPSTREAM_TOKEN) or None)
+        token, what = os.environ.get(UPSTREAM_TOKEN) or None, f"edit {stored.fingerprint[:12]} for {config.upstream}"
+        if config.upstream_api != "v2":
+            return VendorProxyApp(stored, config.upstream, config.upstream_api, limits, token), what
+        proxy = ProxyApp(stored, config.upstream, limits, config.name, token)
         asyncio.run(proxy.check_upstream())
-        return proxy, f"edit {stored.fingerprint[:12]} for {config.upstream}"
+        return proxy, what
     from evenhand.serve.app import EmbeddingApp
     from evenhand.serve.encoder import load_served_model
 
