@@ -1,4 +1,4 @@
-"""Whatever arrives, the answer is a 4xx with one sentence of JSON, and the server goes on."""
+"""Whatever arrives, the answer is a 4xx with one sentence of JSON, and the server goes on; a proxy lets no image through unedited."""
 
 from __future__ import annotations
 
@@ -6,43 +6,108 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from evenhand.models.protocol import HEADER, Tensor, encode_request
+from evenhand.config.editing import EditMethodConfig
+from evenhand.edits import StoredEdit, build_edit, load_edit, save_edit
+from evenhand.models.protocol import HEADER, REPOSITORY_INDEX, Tensor, decode_request, encode_request, read_header_length
 from evenhand.serve.app import INPUT, EmbeddingApp
 from evenhand.serve.limits import Limits
+from evenhand.serve.proxy import ProxyApp
 from evenhand.serve.run import serving
 
 from .conftest import NAME, Small, client, embeddings, images_of, infer, png, served
+from .test_proxy import Upstream
 
 PATH = f"/v2/models/{NAME}/infer"
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module")
-def app() -> Iterator[EmbeddingApp]:
-    made = EmbeddingApp(served(Small()), Limits(max_batch=8, max_bytes=100_000, timeout=30.0), 0.0)
-    yield made
-    made.close()
+LIMITS = Limits(max_batch=8, max_bytes=100_000, timeout=30.0)
 
 
-def judge(app: EmbeddingApp, content: bytes, headers: dict[str, str], path: str = PATH) -> int:
+@dataclass
+class Target:
+    """What is sent requests, and what must hold after each.
+
+    Attributes:
+        app: the application.
+        good: a request that must always be answered rightly.
+        check: of its answer.
+        watch: raises where an image passed unedited.
+    """
+
+    app: Any
+    good: tuple[str, str, dict[str, Any]]
+    check: Callable[[httpx2.Response], None]
+    watch: Callable[[], None] = lambda: None
+
+
+def whitening(folder: Path, channels: int = 3) -> StoredEdit:
+    """An edit that turns every pixel white, so that whatever is not edited shows."""
+    edit = build_edit(EditMethodConfig(name="dne", family=["pixel"], rounding="none"), (channels, 8, 8))
+    edit.load_vector(torch.full((edit.n_parameters,), 5.0))
+    (folder / "edit.safetensors").write_bytes(save_edit(edit, {}))
+    return load_edit(folder / "edit.safetensors")
+
+
+def watch_v2(seen: list[httpx2.Request]) -> None:
+    """Every image of every request is white; nothing else is sent than requests for inference and questions."""
+    for request in seen:
+        if request.method == "GET":
+            assert not request.content
+        elif request.url.path == REPOSITORY_INDEX:
+            assert request.content in (b"{}", b'{"ready":true}')
+        else:
+            assert request.url.path.endswith("/infer")
+            length = read_header_length(request.headers.get(HEADER), len(request.content))
+            (tensor,) = decode_request(request.content, length).inputs
+            white = {"FP32": 1.0, "UINT8": 255}.get(tensor.datatype)
+            files = [] if white is not None else [np.asarray(Image.open(BytesIO(file))) for file in tensor.data.ravel()]
+            assert all((array == 255).all() for array in files) if white is None else (tensor.data == white).all()
+    seen.clear()
+
+
+@pytest.fixture(scope="module", params=["encoder", "proxy"])
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """The embedding server, and the proxy in front of it."""
+    encoder = EmbeddingApp(served(Small()), LIMITS, 0.0)
+    upstream, sent = Upstream(encoder), images_of(2)
+    proxy = ProxyApp(whitening(tmp_path_factory.mktemp("edit")), "http://upstream", LIMITS, transport=upstream)
+    edits = request.param == "proxy"
+    wanted = Small().embed(np.ones_like(sent) if edits else sent)
+
+    def check(answer: httpx2.Response) -> None:
+        np.testing.assert_allclose(embeddings(answer), wanted, rtol=1e-6)
+
+    yield Target(proxy if edits else encoder, infer(sent), check, lambda: watch_v2(upstream.seen))
+    proxy.close()
+    encoder.close()
+
+
+def judge(target: Target, content: bytes, headers: dict[str, str], path: str = PATH) -> int:
     """Send it, then a good request: the status of the first, which was right; the second was answered rightly."""
 
     async def go() -> tuple[httpx2.Response, httpx2.Response]:
-        async with client(app) as connection:
+        async with client(target.app) as connection:
             first = await connection.post(path, content=content, headers=headers)
-            method, good, options = infer(images_of(2))
+            method, good, options = target.good
             return first, await connection.request(method, good, **options)
 
     answer, good = asyncio.run(go())
-    np.testing.assert_allclose(embeddings(good), Small().embed(images_of(2)), rtol=1e-6)
+    target.check(good)
+    target.watch()
     if answer.status_code != 200:
         assert 400 <= answer.status_code < 500, (answer.status_code, answer.text)
         said = answer.json()
@@ -50,8 +115,8 @@ def judge(app: EmbeddingApp, content: bytes, headers: dict[str, str], path: str 
         assert isinstance(said["error"], str)
         assert len(said["error"]) < 2000
         assert "Traceback" not in said["error"]
-    assert app.intake.inside == 0
-    assert app.intake.bodies.held == 0
+    assert target.app.intake.inside == 0
+    assert target.app.intake.bodies.held == 0
     return answer.status_code
 
 
@@ -79,13 +144,13 @@ def headers_of(length: str | None) -> dict[str, str]:
 
 @SETTINGS
 @given(content=st.binary(max_size=300), length=lengths)
-def test_any_bytes(app: EmbeddingApp, content: bytes, length: str | None) -> None:
+def test_any_bytes(app: Target, content: bytes, length: str | None) -> None:
     assert judge(app, content, headers_of(length)) != 200
 
 
 @SETTINGS
 @given(content=requests, tail=st.binary(max_size=64), length=lengths)
-def test_any_json(app: EmbeddingApp, content: Any, tail: bytes, length: str | None) -> None:
+def test_any_json(app: Target, content: Any, tail: bytes, length: str | None) -> None:
     header = json.dumps(content).encode()
     judge(app, header + tail, headers_of(str(len(header)) if length == "" else length))
 
@@ -99,7 +164,7 @@ FLAWS = st.lists(
 
 @SETTINGS
 @given(flaws=FLAWS, kind=st.sampled_from(["FP32", "UINT8", "PNG", "JPEG"]), binary=st.booleans())
-def test_a_good_request_with_flaws(app: EmbeddingApp, flaws: list[tuple[float, str, int]], kind: str, binary: bool) -> None:
+def test_a_good_request_with_flaws(app: Target, flaws: list[tuple[float, str, int]], kind: str, binary: bool) -> None:
     files = np.array([FILES[kind == "JPEG"]], dtype=object)
     data = {"FP32": images_of(1), "UINT8": np.zeros((1, 3, 8, 8), np.uint8)}.get(kind, files)
     message = encode_request([Tensor(INPUT, data)], binary=binary)
@@ -119,7 +184,7 @@ def test_a_good_request_with_flaws(app: EmbeddingApp, flaws: list[tuple[float, s
 
 @SETTINGS
 @given(seed=st.integers(0, 1000), flaws=FLAWS, kind=st.sampled_from([0, 1]))
-def test_a_flawed_picture_file(app: EmbeddingApp, seed: int, flaws: list[tuple[float, str, int]], kind: int) -> None:
+def test_a_flawed_picture_file(app: Target, seed: int, flaws: list[tuple[float, str, int]], kind: int) -> None:
     data = bytearray(FILES[kind])
     for place, flaw, value in flaws:
         at = int(place * len(data))
@@ -130,7 +195,7 @@ def test_a_flawed_picture_file(app: EmbeddingApp, seed: int, flaws: list[tuple[f
 
 @SETTINGS
 @given(n=st.integers(0, 2**34), extra=st.integers(1, 5))
-def test_tensors_that_say_more_than_they_bring(app: EmbeddingApp, n: int, extra: int) -> None:
+def test_tensors_that_say_more_than_they_bring(app: Target, n: int, extra: int) -> None:
     shape = [n, *[2**20] * extra]
     content = {"inputs": [{"name": INPUT, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": n}}]}
     header = json.dumps(content).encode()
@@ -138,7 +203,7 @@ def test_tensors_that_say_more_than_they_bring(app: EmbeddingApp, n: int, extra:
 
 
 @pytest.mark.parametrize("depth", [50, 5_000, 49_000])
-def test_deep_json(app: EmbeddingApp, depth: int) -> None:
+def test_deep_json(app: Target, depth: int) -> None:
     assert judge(app, b"[" * depth + b"]" * depth, {}) == 400
     assert judge(app, b'{"inputs":' * (depth // 8) + b"1" + b"}" * (depth // 8), {}) == 400
 
@@ -147,10 +212,24 @@ def test_deep_json(app: EmbeddingApp, depth: int) -> None:
 @given(
     path=st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), max_size=30), prefix=st.sampled_from(["/", "/v2/", "/v2/models/"])
 )
-def test_any_address(app: EmbeddingApp, path: str, prefix: str) -> None:
+def test_any_address(app: Target, path: str, prefix: str) -> None:
     from urllib.parse import quote
 
-    assert judge(app, b"{}", {}, prefix + quote(path)) in (404, 405, 400)
+    assert judge(app, b"{}", {}, prefix + quote(path)) in (404, 405, 400, 403)
+
+
+@pytest.mark.parametrize("value", ["1e999", "[" * 20_000 + "]" * 20_000, '"\\ud800"'], ids=["infinite", "deep", "surrogate"])
+def test_parameters_that_cannot_be_written_again(app: Target, value: str) -> None:
+    tensor, parameters = {"name": INPUT, "datatype": "UINT8", "shape": [1, 3, 8, 8], "data": [7] * 192}, {"parameters": {"a": 9.5}}
+    for said in ({"inputs": [tensor], **parameters}, {"inputs": [{**tensor, **parameters}]}):
+        judge(app, json.dumps(said).replace("9.5", value).encode(), {})
+
+
+def test_bodies_that_are_too_long(app: Target) -> None:
+    message = encode_request([Tensor(INPUT, images_of(2))])
+    assert judge(app, message.join() + bytes(100_000), message.headers | {"Content-Length": "1"}) in (400, 413)
+    assert judge(app, encode_request([Tensor(INPUT, images_of(9))]).join(), encode_request([Tensor(INPUT, images_of(9))]).headers) == 413
+    assert judge(app, json.dumps({"inputs": [{"name": "x" * 100_000}]}).encode(), {}) == 413
 
 
 @pytest.mark.parametrize(
@@ -169,8 +248,8 @@ def test_any_address(app: EmbeddingApp, path: str, prefix: str) -> None:
         "upgrade",
     ],
 )
-def test_what_is_not_http_over_a_socket(make_app: Callable[..., EmbeddingApp], raw: bytes) -> None:
-    with serving(make_app(timeout=30.0).gate) as address:
+def test_what_is_not_http_over_a_socket(app: Target, raw: bytes) -> None:
+    with serving(app.app.gate) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(raw)
@@ -181,5 +260,7 @@ def test_what_is_not_http_over_a_socket(make_app: Callable[..., EmbeddingApp], r
         assert head.split()[1][:1] == b"4", head
         assert set(json.loads(body)) == {"error"}
         with httpx2.Client(base_url=address, timeout=None) as good:
-            method, path, options = infer(images_of(2))
-            assert embeddings(good.request(method, path, **options)).shape == (2, 5)
+            method, path, options = app.good
+            app.check(good.request(method, path, **options))
+    app.app.gate.draining = False  # `serving` drains at its end
+    app.watch()
