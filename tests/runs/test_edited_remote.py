@@ -1,10 +1,13 @@
 """Runs whose encoder is a server: only what is needed is sent, once, and a server that dies costs nothing twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from evenhand.config import compose
+from evenhand.config.editing import ServeConfig
 from evenhand.data.datasets import PreparedData
 from evenhand.edits.artifact import load_edit
 from evenhand.errors import InputError, MethodError, RunError
@@ -12,6 +15,10 @@ from evenhand.runs.edit import edit_train
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
 from evenhand.runs.train import train
+from evenhand.serve.app import EmbeddingApp
+from evenhand.serve.encoder import load_served_model
+from evenhand.serve.limits import Limits
+from evenhand.serve.run import serving
 from tests.models import faulty_server as faulty
 from tests.runs.conftest import TINY
 from tests.runs.test_edited import make_edit
@@ -48,6 +55,46 @@ def test_a_probe_on_a_server_sends_every_image_once(server, prepared, tmp_path):
     out = predict(compose("predict", [f"model={run.root}", f"data={prepared}", "split=test", f"out={tmp_path / 'p'}"]))
     got = pd.read_parquet(out / "predictions.parquet")["y_score"]
     np.testing.assert_allclose(got, known[known["split"] == "test"]["y_score"], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def served(prepared, tmp_path_factory):
+    """The demo encoder behind the protocol, an edit, a folder for its embeddings, and how many images were asked for."""
+    folder, asked = tmp_path_factory.mktemp("served"), []
+    model = load_served_model(ServeConfig(model="evenhand_demo_vit", grid=[32, 32], accelerator="cpu", threads=1))
+
+    def embed(images):
+        asked.append(len(images))
+        return model.embed(images)
+
+    app = EmbeddingApp(replace(model, embed=embed), Limits())
+    with serving(app.gate) as address:
+        yield address, make_edit(folder / "edit.safetensors", scale=3.0), folder, asked
+    app.close()
+
+
+BASELINES = {
+    "eo_head": [], "leace": [], "reweight": [], "thresholds": [],
+    "least_encoding": ["method.given_label=false"],  # 39 validation rows are too few to read it within each label
+}
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_what_else_a_user_of_an_api_would_take_is_the_same_there_as_here(served, prepared, method, tmp_path):
+    """Each baseline, on edited images: the scores and decisions are those of the same encoder in this process."""
+    address, made, folder, asked = served
+    words = [f"data={prepared}", "model.precision=fp32", *OPTIONS, *AUDIT, f"method={method}", *BASELINES[method], f"edit={made}"]
+    there = train(compose("train", [*words, f"model={address}", f"embeddings={folder / 'there'}", f"out={tmp_path / 'there'}"]))
+    here = train(compose("train", [*words, "model=evenhand_demo_vit", f"embeddings={folder / 'here'}", f"out={tmp_path / 'here'}"]))
+    ours, theirs = (pd.read_parquet(run.root / "predictions.parquet").set_index("image") for run in (here, there))
+    np.testing.assert_allclose(theirs.loc[ours.index, "y_score"], ours["y_score"], atol=2e-3)
+    assert ours["y_score"].std() > 1e-3
+    assert ("y_pred" in ours) == (method == "thresholds")
+    if method == "thresholds":
+        assert (theirs.loc[ours.index, "y_pred"] == ours["y_pred"]).mean() > 0.98
+    assert there.info["edit"]["hash"] == here.info["edit"]["hash"] == load_edit(made).fingerprint
+    n = len(PreparedData.open(prepared))
+    assert n <= sum(asked) <= n + 200, "every image is sent once, not once a method"
 
 
 def test_fine_tuning_needs_weights(server, prepared, tmp_path):
