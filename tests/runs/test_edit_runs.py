@@ -215,6 +215,19 @@ def test_the_old_head_is_the_one_that_the_edit_was_trained_against(heads, words,
         edit_measure(compose("edit measure", [f"edit={run.root}", *options, f"out={tmp_path / 'broken'}"]))
 
 
+@pytest.mark.parametrize("method", ["dne", "gezo"])
+def test_a_run_that_trains_an_edit_keeps_the_heads_too(method, config, words, tmp_path):
+    options = DNE if method == "dne" else [*GEZO, "method.budget=300"]
+    run = train(config(*options, "data.attributes=[group]", "method.attributes=[group]", f"out={tmp_path / 'run'}"))
+    out = edit_measure(compose("edit measure", [f"edit={run.root}", *words, "split=val", "bootstrap=0", f"out={tmp_path / 'm'}"]))
+    found = json.loads((out / "measure.json").read_text())
+    assert found["old_heads"] == {"group": "given", "age": "fitted here"}
+    trained = json.loads((run.root / "edit.json").read_text())["leakage"]["attributes"]["group"]
+    assert found["attributes"]["group"]["edit"]["fooled"] == trained["edit"]["fooled"]
+    again = [*words, *DNE, f"attribute_head={run.root}", "method.measure=false", f"out={tmp_path / 'again'}"]
+    assert edit_train(compose("edit train", again)).done
+
+
 def test_another_encoder_is_a_transfer_and_no_edit_has_no_effect(words, tmp_path):
     """The identity hides nothing: edit and no edit agree to the last digit."""
     edit = build_edit(DNEConfig(family=["spectral"]), (1, 32, 32))

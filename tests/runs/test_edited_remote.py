@@ -1,5 +1,7 @@
 """Runs whose encoder is a server: only what is needed is sent, once, and a server that dies costs nothing twice."""
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ from evenhand.config.editing import ServeConfig
 from evenhand.data.datasets import PreparedData
 from evenhand.edits.artifact import load_edit
 from evenhand.errors import InputError, MethodError, RunError
-from evenhand.runs.edit import edit_train
+from evenhand.runs.edit import edit_head, edit_train, read_heads
+from evenhand.runs.edit_measure import edit_measure, measure_lines
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.predict import predict
 from evenhand.runs.train import train
@@ -162,3 +165,61 @@ def test_a_server_that_dies_in_a_search_costs_nothing_twice(server, prepared, tm
     resumed = edit_train(compose("edit train", searching(server, prepared, tmp_path / "cut")))
     assert load_edit(resumed.root).fingerprint == load_edit(whole.root).fingerprint
     assert server.n_images <= spent + 100  # asking anew whether the server answers alike is all that comes on top
+
+
+@contextmanager
+def demo_server(**options):
+    """What ``evenhand serve model=demo`` serves, and its address."""
+    model = load_served_model(ServeConfig(model="demo", accelerator="cpu", **options))
+    app = EmbeddingApp(model, Limits())
+    try:
+        with serving(app.gate) as address:
+            yield model, address
+    finally:
+        app.close()
+
+
+def measured(run, prepared, model, out, *more):
+    """What `edit measure` says of the encoder and of the old head of 'group'."""
+    words = [f"edit={run.root}", f"data={prepared}", f"model={model}", *OPTIONS, "bootstrap=0", "split=val", f"embeddings={out}-cache"]
+    place = edit_measure(compose("edit measure", [*words, *more, f"out={out}"]))
+    said = json.loads((place / "measure.json").read_text())
+    lines = [line for line in measure_lines(place) if line.startswith(("transfer", "old head"))]
+    return said["transfer"]["encoder"], said["old_heads"]["group"], lines
+
+
+SMALL = ["data.attributes=[group]", "method.family=[tone]", "method.measure=false", "method.utility=0", "method.reference_images=40"]
+
+
+def test_weights_are_one_encoder_here_and_behind_our_server(prepared, tmp_path):
+    dne = ["model=demo", "method=dne", "method.epochs=1", *SMALL, *OPTIONS]
+    here = edit_train(compose("edit train", [f"data={prepared}", *dne, f"out={tmp_path / 'here'}"]))
+    with demo_server(grid=[32, 32]) as (model, address):
+        gezo = [f"model={address}", *OPTIONS, *GEZO, *SMALL, f"embeddings={tmp_path / 'cache'}", f"out={tmp_path / 'there'}"]
+        there = edit_train(compose("edit train", [f"data={prepared}", *gezo]))
+        heads = edit_head(compose("edit head", [f"data={prepared}", f"model={address}", *OPTIONS, f"out={tmp_path / 'heads'}"]))
+        weights = model.parameters["encoder"]
+        assert load_edit(here.root).facts["encoder"] == load_edit(there.root).facts["encoder"] == here.info["model_hash"] == weights
+        assert there.info["model_hash"] != weights, "a run says what the server said of its model"
+        for name, run, used in (("1", here, address), ("2", there, address), ("3", there, "demo"), ("4", here, "demo")):
+            assert measured(run, prepared, used, tmp_path / name) == (None, "given", [])
+        assert measured(here, prepared, address, tmp_path / "5", f"attribute_head={heads}")[1] == "given"
+        probe = ["method=linear_probe", "method.l2=0.01", *AUDIT, *OPTIONS, f"edit={here.root}", f"out={tmp_path / 'probe'}"]
+        run = train(compose("train", [f"data={prepared}", f"model={address}", f"embeddings={tmp_path / 'cache'}", *probe]))
+        assert run.info["edit"]["transfer"] is None
+    assert read_heads(heads, weights)["group"].weight.shape == (2, model.dim)
+
+
+def test_weights_behind_an_edit_or_a_coarser_grid_are_another_encoder(prepared, tmp_path):
+    made = make_edit(tmp_path / "edit.safetensors", scale=3.0)
+    dne = ["model=demo", "method=dne", "method.epochs=1", *SMALL, *OPTIONS]
+    run = edit_train(compose("edit train", [f"data={prepared}", *dne, f"out={tmp_path / 'run'}"]))
+    for options in ({"grid": [16, 16]}, {"edit": str(made)}):
+        with demo_server(**options) as (_, address):
+            reason, head, lines = measured(run, prepared, address, tmp_path / next(iter(options)))
+        assert "trained against encoder" in reason
+        assert head == "fitted here"
+        assert lines[0].startswith("old head of group: fitted here")
+    with demo_server() as (_, address):
+        reason = measured(run, prepared, address, tmp_path / "normalised", "model.mean=[0.0]", "model.std=[2.0]")[0]
+        assert "trained against encoder" in reason, "what the weights see is normalised twice"

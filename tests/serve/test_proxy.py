@@ -20,9 +20,10 @@ from evenhand.config.editing import EditMethodConfig
 from evenhand.edits import StoredEdit, build_edit, load_edit, save_edit
 from evenhand.errors import InputError
 from evenhand.models import LocalEmbedder
-from evenhand.models.protocol import REPOSITORY_INDEX, decode_request, files_array, read_header_length
+from evenhand.models.protocol import REPOSITORY_INDEX, ModelMetadata, decode_request, files_array, read_header_length
 from evenhand.models.remote import RemoteEmbedder
 from evenhand.serve.app import EmbeddingApp
+from evenhand.serve.fingerprints import made_for_another
 from evenhand.serve.images import Grid
 from evenhand.serve.limits import Limits
 from evenhand.serve.proxy import ProxyApp
@@ -316,6 +317,13 @@ def test_an_edit_trained_through_the_same_server_is_for_it(make_proxy: Any, make
         remote.close()
     proxy, _ = make_proxy(edit=through_server)
     assert call(proxy, infer(images_of(1)))[0].status_code == 200
+
+
+def test_an_upstream_that_edits_images_itself_is_another_encoder(make_proxy: Any, tmp_path: Path) -> None:
+    stored = make_edit(tmp_path / "edit.safetensors", encoder="0af1")
+    grid = {"inputs": (), "outputs": ()}
+    assert not made_for_another(stored, ModelMetadata("cxr", **grid, parameters={"encoder": "0af1", "fingerprint": "0af1"}))
+    assert made_for_another(stored, ModelMetadata("cxr", **grid, parameters={"encoder": "0af1", "fingerprint": "9c", "edit": "7b"}))
 
 
 def test_the_projects_own_client_goes_through_and_keeps_edited_apart(small: Small, make_app: Any, stored: StoredEdit) -> None:

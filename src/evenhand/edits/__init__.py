@@ -9,6 +9,7 @@ from evenhand.edits.artifact import (
     check_grid,
     check_range,
     edit_fingerprint,
+    encoder_names,
     load_edit,
     save_edit,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "check_grid",
     "check_range",
     "edit_fingerprint",
+    "encoder_names",
     "load_edit",
     "project",
     "psnr",

@@ -34,7 +34,7 @@ FILE = "edit.safetensors"
 VALUE_RANGE = (0.0, 1.0)
 
 FACTS = {
-    "encoder": "fingerprint of the encoder that the edit was trained against",
+    "encoder": "fingerprint of the encoder that the edit was trained against: of its weights, also behind a server that names them",
     "data": "fingerprint of the data set that it was trained on",
     "attributes": "list of the sensitive attributes that it hides",
     "method": "registry name of the method",
@@ -139,23 +139,43 @@ def load_edit(path: str | Path) -> StoredEdit:
     return StoredEdit(edit, facts, edit_fingerprint(edit))
 
 
-def check_encoder(stored: StoredEdit, fingerprint: str, *, strict: bool = False) -> str | None:
+def encoder_names(embedder: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The fingerprints that an encoder goes by, first the one that is kept with what is made for it.
+
+    Weights have one name wherever they run: behind a server that names them (``weights_for``) that name comes first, and
+    after it the fingerprint of what the server says of its model.
+
+    Args:
+        embedder: an encoder, with its ``fingerprint``.
+        shape: (c, h, w) of the images that it is given.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder_names(SimpleNamespace(fingerprint="ab", weights_for=lambda size: "0af1"), (1, 32, 32))
+        ('0af1', 'ab')
+    """
+    weights_for = getattr(embedder, "weights_for", None)
+    weights = None if weights_for is None else weights_for(shape[-2:])
+    return tuple(dict.fromkeys(name for name in (weights, str(embedder.fingerprint)) if name))
+
+
+def check_encoder(stored: StoredEdit, *fingerprints: str, strict: bool = False) -> str | None:
     """Whether an edit was made for an encoder: None where it was, else the reason why it may not work.
 
     Args:
         stored: the edit.
-        fingerprint: of the encoder that edited images will go to.
+        fingerprints: of the encoder that edited images will go to; all of `encoder_names`, where there are several.
         strict: raise where another encoder is named; measuring transfer is the use that is not strict.
 
     Raises:
         InputError: ``strict`` and another encoder.
     """
     made_for = stored.facts.get("encoder")
-    if made_for == fingerprint:
+    if made_for in fingerprints:
         return None
     if not made_for:
         return "the edit does not say which encoder it was trained against, so what it hides here has to be measured"
-    reason = f"the edit was trained against encoder {str(made_for)[:12]}, but this one is {fingerprint[:12]}"
+    reason = f"the edit was trained against encoder {str(made_for)[:12]}, but this one is {fingerprints[0][:12]}"
     if strict:
         raise InputError(f"{reason}; use the encoder it was made for, or train an edit for this one: evenhand edit train")
     return f"{reason}; what it hides there need not be hidden here, see `evenhand edit measure`"

@@ -49,6 +49,8 @@ class ModelFacts:
         fixed: the server takes no other size.
         max_batch: most images a request, None where it is not said.
         levels: grey levels that reach the model, None: any float.
+        weights: fingerprint of the weights, as a local encoder has it (`named_weights`), None where the server does not say it.
+        weights_size: (height, width) that the weights see, None where the server does not say it.
     """
 
     name: str
@@ -60,6 +62,8 @@ class ModelFacts:
     fixed: bool
     max_batch: int | None
     levels: int | None
+    weights: str | None = None
+    weights_size: tuple[int, int] | None = None
 
 
 class Api(Protocol):
@@ -197,14 +201,16 @@ class OpenInference:
         fixed = height > 0 and width > 0
         if fixed and input_size is not None and input_size != (height, width):
             raise InputError(f"model.input_size is {list(input_size)}, but {name} on the server takes {[height, width]}; leave it out")
-        nominal = _pair(said.get("input_size")) or (224, 224)
+        seen = _pair(said.get("input_size"))
+        nominal = seen or (224, 224)
         dim = self.output.shape[-1] if len(self.output.shape) > 1 else -1
         version = version or _newest(self.metadata.versions)
         return ModelFacts(
             name=name, version=version, fingerprint=_fingerprint(self.metadata, name, version, self.input, self.output),
             dim=dim if dim > 0 else _positive(said.get("dim")), channels=channels if channels > 0 else _positive(said.get("channels")) or 3,
             input_size=(height, width) if fixed else input_size or nominal, fixed=fixed or input_size is not None,
-            max_batch=_max_batch(shape, said), levels=levels_of(self.format),
+            max_batch=_max_batch(shape, said), levels=levels_of(self.format), weights_size=seen,
+            weights=named_weights(self.metadata) if self.mean is None and self.std is None else None,
         )
 
 
@@ -212,6 +218,20 @@ def remote_fingerprints(metadata: ModelMetadata, name: str, version: str | None 
     """Every `RemoteEmbedder.fingerprint` that a model may have by its metadata: one for each choice of an input and an output."""
     version = version or _newest(metadata.versions)
     return {_fingerprint(metadata, name, version, tensor, output) for tensor in metadata.inputs for output in metadata.outputs}
+
+
+def named_weights(metadata: ModelMetadata) -> str | None:
+    """The fingerprint of the weights behind a model, as `evenhand.models.LocalEmbedder` has it.
+
+    None where the server does not say it, or edits images first: then the weights alone do not answer.
+
+    Example:
+        >>> named_weights(ModelMetadata("cxr", (), (), parameters={"encoder": "0af1"}))
+        '0af1'
+    """
+    said = metadata.parameters
+    weights = said.get("encoder")
+    return weights if isinstance(weights, str) and weights and not said.get("edit") else None
 
 
 def _fingerprint(metadata: ModelMetadata, name: str, version: str, tensor: TensorMetadata, output: TensorMetadata) -> str:

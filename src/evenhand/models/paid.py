@@ -118,6 +118,12 @@ class PaidEmbedder:
         """The encoder's."""
         return str(self.embedder.fingerprint)
 
+    def weights_for(self, size: tuple[int, int]) -> str | None:
+        """The encoder's, None where it has no such name; see `evenhand.models.remote.RemoteEmbedder.weights_for`."""
+        name = getattr(self.embedder, "weights_for", None)
+        weights: str | None = None if name is None else name(size)
+        return weights
+
     @property
     def levels(self) -> int | None:
         """Grey levels that reach the encoder, None: any float."""

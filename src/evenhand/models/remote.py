@@ -179,6 +179,19 @@ class RemoteEmbedder:
         """Hash of the model's name, version and what the server says of it; the address is not in it."""
         return self.api.facts.fingerprint
 
+    def weights_for(self, size: tuple[int, int]) -> str | None:
+        """The fingerprint that a local encoder of the served weights has, where both see images of ``size`` alike.
+
+        None where the server does not name its weights, edits images first, or has them resized to another grid than the weights
+        see; or where images are normalised here. An edit or a head made for these weights in this process is then as good here.
+
+        Args:
+            size: (height, width) of the images.
+        """
+        facts = self.api.facts
+        resized_twice = facts.fixed and tuple(size) != facts.input_size and facts.weights_size != facts.input_size
+        return None if resized_twice else facts.weights
+
     @property
     def n_requests(self) -> int:
         """Requests sent, repeats and those for metadata included."""

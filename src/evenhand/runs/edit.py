@@ -19,8 +19,8 @@ from evenhand.edits.artifact import load_edit, save_edit
 from evenhand.errors import CheckpointError, ConfigError, InputError
 from evenhand.files import write_atomic, write_text
 from evenhand.methods.base import Task
-from evenhand.methods.editing.attribute_head import AttributeHead, measure_head, nothing_to_hide
-from evenhand.methods.editing.outcome import EditOutcome, edit_facts
+from evenhand.methods.editing.attribute_head import HEAD_FILES, HEAD_SCHEMA, AttributeHead, heads_files, measure_head
+from evenhand.methods.editing.outcome import EditOutcome, edit_facts, head_facts
 from evenhand.methods.editing.setup import fit_attribute_heads
 from evenhand.methods.registry import get_method
 from evenhand.report.edit_page import cost_section, write_measure_page
@@ -33,9 +33,6 @@ from evenhand.runs.task import Encoder, Rows, make_task, rank, read_rows
 from evenhand.runs.train import carried_out, deterministic, plain, provenance, released
 
 log = logging.getLogger(__name__)
-
-HEAD_SCHEMA = "evenhand.attribute_head/1"
-HEAD_FILES = ("attribute_head.safetensors", "attribute_head.json")
 
 
 def edit_head(config: EditHeadConfig) -> Path:
@@ -75,7 +72,7 @@ def edit_head(config: EditHeadConfig) -> Path:
         heads = fit_attribute_heads(task, method)
         z = task.embed(test.x)
     found = {head.attribute: measure_head(head, z, test.groups[head.attribute].codes, test.patient) for head in heads}
-    write_heads(out, heads, found, {**provenance(encoder, rows, False), "seed": config.seed, "written": utc_now()})
+    write_heads(out, heads, found, {**provenance(encoder, rows, False), **head_facts(task), "written": utc_now()})
     write_text(out / "config.yaml", config_yaml(config))
     return out
 
@@ -88,22 +85,16 @@ def _unpaid(method: EditMethodConfig) -> EditMethodConfig:
 
 def write_heads(out: Path, heads: tuple[AttributeHead, ...], test: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write attribute_head.safetensors and attribute_head.json."""
-    from safetensors.torch import save
-
-    states = [head.state() for head in heads]
-    tensors = {f"{k}.{name}": tensor.contiguous() for k, (_, parts) in enumerate(states) for name, tensor in parts.items()}
-    notes = [nothing_to_hide(head) for head in heads]
-    metas = [{**meta, "test": test.get(meta["attribute"]), "note": note} for (meta, _), note in zip(states, notes, strict=True)]
-    write_atomic(out / HEAD_FILES[0], save(tensors))
-    write_json(out / HEAD_FILES[1], {"schema": HEAD_SCHEMA, "heads": metas, **facts})
+    for name, content in heads_files(heads, test, facts).items():
+        write_atomic(out / name, content)
 
 
-def read_heads(folder: str | Path, encoder: str) -> dict[str, AttributeHead]:
-    """The heads that `edit_head` wrote, by attribute.
+def read_heads(folder: str | Path, *encoder: str) -> dict[str, AttributeHead]:
+    """The heads that `edit_head`, or a method that trains an edit, wrote, by attribute.
 
     Args:
         folder: its folder.
-        encoder: fingerprint of the encoder that they are to read.
+        encoder: fingerprints of the encoder that they are to read; all of `evenhand.edits.encoder_names`, where there are several.
 
     Raises:
         InputError: no heads there, or heads of another encoder.
@@ -127,9 +118,9 @@ def read_heads(folder: str | Path, encoder: str) -> dict[str, AttributeHead]:
         trained_on = str(said["model_hash"])
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the attribute head in {place} is damaged ({error}); fit it again with `evenhand edit head`") from error
-    if trained_on != encoder:
+    if trained_on not in encoder:
         raise InputError(
-            f"attribute_head={place} reads embeddings of another encoder (sha256 {trained_on[:12]}) than this run's ({encoder[:12]}); "
+            f"attribute_head={place} reads embeddings of another encoder (sha256 {trained_on[:12]}) than this run's ({encoder[0][:12]}); "
             "fit it with the same model="
         )
     return {head.attribute: head for head in heads}
@@ -217,7 +208,7 @@ def _fit(config: EditTrainConfig, rows: Rows, run: RunFolder) -> None:
         task, encoder = make_task(config, rows, config.seed, store, log.info, paid=paid, relay=relay)
         method: Any = get_method(config.method)
         with released(task):
-            heads = read_heads(config.attribute_head, encoder.fingerprint) if config.attribute_head else None
+            heads = read_heads(config.attribute_head, *encoder.names(task.train.x.shape)) if config.attribute_head else None
             if writes:
                 about = provenance(encoder, rows, False)
                 run.update(schema=EDIT_RUN_SCHEMA, status="running", seed=config.seed, method=config.method.name, **about)
@@ -231,8 +222,7 @@ def _save(run: RunFolder, outcome: EditOutcome, task: Task, encoder: Encoder, co
     notes = [*outcome.notes, *encoder.notes]
     report = {**outcome.report, "notes": notes}
     write_json(run.root / "edit.json", report)
-    facts = {"model_hash": encoder.fingerprint, "data_hash": run.info["data_hash"], "seed": config.seed, "written": utc_now()}
-    write_heads(run.root, outcome.heads, {}, facts)
+    write_heads(run.root, outcome.heads, {}, {**head_facts(task), "data_hash": run.info["data_hash"], "written": utc_now()})
     write_text(run.root / "metrics.jsonl", "".join(json.dumps(dict(record)) + "\n" for record in outcome.history))
     stored = load_edit(run.root / EDIT_FILE)
     record = edit_record(stored, task.train.x)

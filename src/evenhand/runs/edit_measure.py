@@ -17,12 +17,12 @@ from evenhand.edits.artifact import StoredEdit, check_grid
 from evenhand.errors import CheckpointError, InputError
 from evenhand.files import write_text
 from evenhand.methods.base import Task
-from evenhand.methods.editing.attribute_head import AttributeHead
+from evenhand.methods.editing.attribute_head import HEAD_FILES, AttributeHead
 from evenhand.methods.editing.leakage import LeakageRows, measure_leakage
 from evenhand.methods.editing.pixel_reader import read_pixels
 from evenhand.report.edit_page import transfer_section, write_measure_page
 from evenhand.report.leakage_table import leakage_records, leakage_table, pixel_table, table_lines
-from evenhand.runs.edit import HEAD_FILES, read_heads
+from evenhand.runs.edit import read_heads
 from evenhand.runs.edited import edit_record, find_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import FileStore, utc_now, write_json
 from evenhand.runs.task import Encoder, Rows, make_task, read_rows
@@ -63,7 +63,7 @@ def edit_measure(config: EditMeasureConfig) -> Path:
     if not (rows.split == config.split).any():
         raise InputError(f"split={config.split} has no rows; the data set has {', '.join(sorted(set(rows.split.astype(str))))}")
     task, encoder = _task(config, rows, out)
-    reason = warn_of_other_encoder(stored, encoder.fingerprint)
+    reason = warn_of_other_encoder(stored, encoder)
     place = LeakageRows(task.embed, task.train, task.val, rows.take(config.split), task.kind, task.labels, task.classes)
     heads = _old_heads(config, task, encoder, rows.attributes)
     with deterministic(True):
@@ -104,7 +104,7 @@ def _old_heads(config: EditMeasureConfig, task: Task, encoder: Encoder, attribut
     if not config.attribute_head and not all((Path(folder) / name).is_file() for name in HEAD_FILES):
         return {}
     try:
-        heads = read_heads(folder, encoder.fingerprint)
+        heads = read_heads(folder, *encoder.names(task.train.x.shape))
     except InputError as error:
         if config.attribute_head or isinstance(error, CheckpointError):
             raise

@@ -135,9 +135,9 @@ def spread(n: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
-def warn_of_other_encoder(stored: StoredEdit, fingerprint: str) -> str | None:
+def warn_of_other_encoder(stored: StoredEdit, encoder: Encoder) -> str | None:
     """Why an edit may not work on this encoder, None where it was made for it: a transfer is legitimate, but it is said."""
-    reason = check_encoder(stored, fingerprint)
+    reason = check_encoder(stored, *encoder.names(stored.edit.grid))
     if reason is not None:
         log.warning("%s", reason)
     return reason

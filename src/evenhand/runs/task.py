@@ -19,7 +19,7 @@ from evenhand.config.schema import DataConfig, ModelConfig, TrainConfig
 from evenhand.data.datasets import PreparedData
 from evenhand.data.groups import Groups
 from evenhand.data.splits import fold_validation, redraw_validation
-from evenhand.edits.artifact import StoredEdit
+from evenhand.edits.artifact import StoredEdit, encoder_names
 from evenhand.errors import InputError, MethodError, TableError
 from evenhand.methods.base import Embedder, Images, Split, Store, Task
 from evenhand.models import EmbeddingCache, ImageClassifier, LocalEmbedder, build_classifier
@@ -117,6 +117,10 @@ class Encoder:
     def fingerprint(self) -> str:
         """The hash of the encoder's weights and normalisation, without a head; of a server: what it says of its model."""
         return self.embedder.fingerprint
+
+    def names(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """The fingerprints that it goes by for images of (c, h, w); see `encoder_names`."""
+        return encoder_names(self.embedder, shape)
 
     @property
     def built(self) -> bool:

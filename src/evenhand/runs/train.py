@@ -227,7 +227,7 @@ def _fit_told(
     if writes:
         run.update(status="running", seed=config.seed, method=config.method.name, **provenance(encoder, rows, redraw))
         if edit is not None:
-            transfer = warn_of_other_encoder(edit, encoder.fingerprint)
+            transfer = warn_of_other_encoder(edit, encoder)
             keep_edit(run, edit, {**edit_record(edit, task.train.x), "transfer": transfer})
     with deterministic(config.deterministic), released(task):
         result: Result = method.fit(task)

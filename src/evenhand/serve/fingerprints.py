@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from evenhand.edits.artifact import StoredEdit
-from evenhand.models.open_inference import remote_fingerprints
+from evenhand.models.open_inference import named_weights, remote_fingerprints
 from evenhand.models.protocol import ModelMetadata
 
 
@@ -31,7 +31,8 @@ def made_for_another(stored: StoredEdit, said: ModelMetadata) -> bool:
 
     An edit that was trained on weights knows the encoder's fingerprint; one that was trained through a server knows what
     `evenhand.models.remote.RemoteEmbedder.fingerprint` made of its metadata. Where either side says nothing, nothing speaks against it.
+    A model that edits images first is another one than its weights.
     """
     made_for = stored.facts.get("encoder")
-    named = {said.parameters.get("encoder"), said.parameters.get("fingerprint")} - {None}
+    named = {named_weights(said), said.parameters.get("fingerprint")} - {None}
     return bool(made_for and named) and made_for not in named | remote_fingerprints(said, said.name)

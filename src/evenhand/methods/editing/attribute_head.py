@@ -11,6 +11,8 @@ and that is said; of a head that was not fitted to convergence (``head=adam``) o
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -36,6 +38,9 @@ Embeddings = npt.NDArray[np.float32]
 
 LEAST = 10
 """Fewest patients of a class for an AUC."""
+HEAD_SCHEMA = "evenhand.attribute_head/1"
+HEAD_FILES = ("attribute_head.safetensors", "attribute_head.json")
+"""The files of the heads that an edit is trained against: tensors, and what they are."""
 
 
 @dataclass(frozen=True)
@@ -243,3 +248,21 @@ def nothing_to_hide(head: AttributeHead) -> str | None:
         f"{said}, but it was fitted by method.head={head.report.get('fitted_by', 'unknown')}, which stops before it converges: try "
         "method.head=lbfgs, fitted to convergence, before believing that there is nothing to hide"
     )
+
+
+def heads_files(heads: Sequence[AttributeHead], test: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """The contents of `HEAD_FILES` by name.
+
+    Args:
+        heads: in the order in which they are kept.
+        test: attribute -> what `measure_head` found on test rows, where it was asked.
+        facts: JSON; ``model_hash``, the encoder that they read, must be among them.
+    """
+    from safetensors.torch import save
+
+    states = [head.state() for head in heads]
+    tensors = {f"{k}.{name}": tensor.contiguous() for k, (_, parts) in enumerate(states) for name, tensor in parts.items()}
+    notes = [nothing_to_hide(head) for head in heads]
+    metas = [{**meta, "test": test.get(meta["attribute"]), "note": note} for (meta, _), note in zip(states, notes, strict=True)]
+    said = json.dumps({"schema": HEAD_SCHEMA, "heads": metas, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
+    return {HEAD_FILES[0]: save(tensors), HEAD_FILES[1]: f"{said}\n".encode()}

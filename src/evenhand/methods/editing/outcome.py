@@ -12,12 +12,12 @@ import numpy.typing as npt
 from evenhand.config.editing import EditMethodConfig
 from evenhand.config.methods import LinearProbeConfig
 from evenhand.edits.artifact import FILE as EDIT_FILE
-from evenhand.edits.artifact import save_edit
+from evenhand.edits.artifact import encoder_names, save_edit
 from evenhand.edits.base import Edit
 from evenhand.edits.images import EditedImages
 from evenhand.methods.base import Images, Result, Task
 from evenhand.methods.baselines.linear_probe import LinearProbe
-from evenhand.methods.editing.attribute_head import AttributeHead
+from evenhand.methods.editing.attribute_head import AttributeHead, heads_files
 from evenhand.methods.editing.leakage import LeakageRows, measure_leakage, summary
 from evenhand.methods.editing.setup import EditSetup
 
@@ -67,7 +67,7 @@ def edit_facts(task: Task, outcome: EditOutcome, config: EditMethodConfig) -> di
         "method": config.name,
         "attributes": list(outcome.report.get("attributes", {})),
         "labels": list(task.labels),
-        "encoder": None if task.embedder is None else task.embedder.fingerprint,
+        "encoder": head_facts(task)["model_hash"],
         "data": task.train.x.fingerprint,
         "seed": task.seed,
         "objective": config.objective,
@@ -76,8 +76,14 @@ def edit_facts(task: Task, outcome: EditOutcome, config: EditMethodConfig) -> di
     }
 
 
+def head_facts(task: Task) -> dict[str, Any]:
+    """What the file of attribute heads says of the encoder that they read, and the seed."""
+    known = None if task.embedder is None else encoder_names(task.embedder, task.train.x.shape)[0]
+    return {"model_hash": known, "seed": task.seed}
+
+
 def finish(task: Task, outcome: EditOutcome, config: EditMethodConfig) -> Result:
-    """A linear probe on edited embeddings, with the edit among the artifacts.
+    """A linear probe on edited embeddings, with the edit and the heads that it was trained against among the artifacts.
 
     The predictor scores images as they come: its ``embed`` puts the edit on them first. Its stored state is that of a
     plain head; whoever restores it wraps the encoder with the edit stored beside it (`EDIT_FILE`).
@@ -89,6 +95,7 @@ def finish(task: Task, outcome: EditOutcome, config: EditMethodConfig) -> Result
     report = {**outcome.report, "notes": list(outcome.notes)}
     artifacts = {
         EDIT_FILE: save_edit(outcome.edit, edit_facts(task, outcome, config)),
+        **heads_files(outcome.heads, {}, head_facts(task)),
         REPORT_FILE: (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
     }
     history = (*outcome.history, *result.history)
