@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from evenhand.config.editing import FAMILIES
 from evenhand.edits import Composition, PixelEdit, check_encoder, check_grid, check_range, edit_fingerprint, load_edit, save_edit
 from evenhand.edits.artifact import FACTS
+from evenhand.edits.images import EditedImages
 from evenhand.errors import CheckpointError, InputError
 
 ALL = [[family] for family in FAMILIES] + [["tone", "spectral", "residual"]]
@@ -188,3 +189,32 @@ def test_fitness_for_a_grid_and_a_range(make) -> None:
     for wrong in (255 * torch.rand(2, 3, 4, 4), torch.full((1, 1, 2, 2), float("nan")), torch.full((1, 1, 2, 2), -0.1)):
         with pytest.raises(InputError, match=r"in \[0, 1\] before any normalisation"):
             check_range(wrong)
+
+
+@pytest.mark.parametrize("family", [["pixel"], ["tone", "spectral"], ["residual"]], ids="+".join)
+def test_images_in_other_units_are_refused_by_every_edit(make, natural, family) -> None:
+    images = natural(2, 1, 32)
+    edit = make(family, (1, 32, 32), rounding="8bit")
+    normalised = (images - 0.5) / 0.1
+    hole = images.clone()
+    hole[1, 0, 3, 3] = float("nan")
+    for wrong in (255 * images, normalised, hole):
+        with pytest.raises(InputError, match=r"pixels run from .* in \[0, 1\] before any normalisation; divide 8-bit values by 255"):
+            edit(wrong)
+    overshot = 1.2 * images - 0.1
+    assert edit(overshot).shape == images.shape, "resizing and edits without a clamp overshoot a little"
+    assert edit(images[:0]).shape == (0, 1, 32, 32)
+
+
+def test_a_data_set_in_other_units_is_refused_before_an_edit_is_put_on_it(make, natural) -> None:
+    class Levels:
+        shape, fingerprint = (1, 32, 32), "levels"
+
+        def __len__(self) -> int:
+            return 4
+
+        def batch(self, positions) -> torch.Tensor:
+            return (255 * natural(4, 1, 32)).round()[positions]
+
+    with pytest.raises(InputError, match="divide 8-bit values by 255"):
+        EditedImages(Levels(), make(["tone"], (1, 32, 32))).batch(slice(0, 2))

@@ -7,13 +7,12 @@ from evenhand.edits.artifact import (
     StoredEdit,
     check_encoder,
     check_grid,
-    check_range,
     edit_fingerprint,
     encoder_names,
     load_edit,
     save_edit,
 )
-from evenhand.edits.base import Bounds, Edit
+from evenhand.edits.base import Bounds, Edit, check_range
 from evenhand.edits.build import build_edit
 from evenhand.edits.composition import Composition
 from evenhand.edits.images import EditedImages

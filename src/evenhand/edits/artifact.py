@@ -24,14 +24,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from evenhand import __version__
-from evenhand.edits.base import Bounds, Edit
+from evenhand.edits.base import VALUE_RANGE, Bounds, Edit
 from evenhand.edits.build import rebuild_edit
 from evenhand.edits.planes import PixelEdit
 from evenhand.errors import CheckpointError, InputError
 
 SCHEMA = "evenhand.edit/1"
 FILE = "edit.safetensors"
-VALUE_RANGE = (0.0, 1.0)
 
 FACTS = {
     "encoder": "fingerprint of the encoder that the edit was trained against: of its weights, also behind a server that names them",
@@ -194,20 +193,6 @@ def check_grid(edit: Edit | StoredEdit, shape: tuple[int, ...]) -> None:
             f"images are {' x '.join(map(str, shape))} (channels, height, width), but the edit was made for {c} x {h} x {w}; "
             f"prepare the data with --size {h}{'' if h == w else ' (and that shape)'} and {c} channel{'s' if c > 1 else ''}, "
             "or train an edit on this grid"
-        )
-
-
-def check_range(images: torch.Tensor) -> None:
-    """Refuse images outside the value range that edits are made for.
-
-    Raises:
-        InputError: a value is not finite, or outside [0, 1].
-    """
-    low, high = (float(value) for value in torch.aminmax(images)) if images.numel() else VALUE_RANGE
-    if not (low >= VALUE_RANGE[0] and high <= VALUE_RANGE[1]):
-        raise InputError(
-            f"pixels run from {low:g} to {high:g}, but an edit is made for images in [0, 1] before any normalisation; "
-            "divide 8-bit values by 255, and leave the normalisation to the encoder"
         )
 
 

@@ -16,6 +16,11 @@ from evenhand.errors import InputError
 GREY = 1.0 / 255.0
 """One grey level of an 8-bit image, in [0, 1] units."""
 
+VALUE_RANGE = (0.0, 1.0)
+LOOSE_RANGE = (-1.0, 2.0)
+"""What images may lie in: some that were resized, augmented or edited without a clamp overshoot [0, 1] a little; what lies beyond is
+surely not scaled to [0, 1]."""
+
 STEP_RMS = 2.0 * GREY
 """What natural steps are scaled to: a step of every parameter at once, each in a random direction, changes an image by
 this root mean square over its pixels."""
@@ -101,7 +106,17 @@ class Edit(nn.Module, ABC):
         """JSON: what besides grid, bounds and parameters rebuilds this edit."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Edited images, valid by ``bounds``; differentiable (rounding passes gradients straight through)."""
+        """Edited images, valid by ``bounds``; differentiable (rounding passes gradients straight through).
+
+        Raises:
+            InputError: images of another grid or type, or in other units than [0, 1]: outside `LOOSE_RANGE`, or not finite.
+        """
+        self.check(images)
+        check_range(images, LOOSE_RANGE)
+        return self.edited(images)
+
+    def edited(self, images: torch.Tensor) -> torch.Tensor:
+        """As a call, for images that are known to be in range: no value is looked at, so an accelerator need not be waited for."""
         from evenhand.edits.projection import project
 
         self.check(images)
@@ -157,3 +172,26 @@ class Edit(nn.Module, ABC):
             for parameter in self.parameters():
                 parameter.copy_(values[start : start + parameter.numel()].view_as(parameter))
                 start += parameter.numel()
+
+
+def check_range(images: torch.Tensor, allowed: tuple[float, float] = VALUE_RANGE) -> None:
+    """Refuse images outside the value range that edits are made for.
+
+    Args:
+        images: any shape.
+        allowed: least and largest value; every call of an edit allows `LOOSE_RANGE`, which tells other units.
+
+    Raises:
+        InputError: a value is not finite, or outside.
+
+    Example:
+        >>> check_range(torch.rand(2, 3, 8, 8))
+    """
+    if not images.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(images.detach()))
+    if not (low >= allowed[0] and high <= allowed[1]):
+        raise InputError(
+            f"pixels run from {low:g} to {high:g}, but an edit is made for images in [0, 1] before any normalisation; "
+            "divide 8-bit values by 255, and leave the normalisation to the encoder"
+        )

@@ -140,7 +140,7 @@ class ImageClassifier(nn.Module):
                 f"images have {images.shape[1]} channels, but {self.name} takes 1 or {self.channels}; prepare them with {self.channels}"
             )
         if self.edit is not None:
-            images = self.edit(images)
+            images = self.edit.edited(images)
         if tuple(images.shape[2:]) != self.input_size:
             images = nn.functional.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
         return (images - self.mean) / self.std

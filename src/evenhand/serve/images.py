@@ -16,14 +16,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from evenhand.data.images import Pixels, decode_image, fit_grid, resize_image
+from evenhand.edits.base import LOOSE_RANGE
 from evenhand.errors import ImageError
 from evenhand.models.protocol import InferRequest, Tensor, files_array
 from evenhand.serve.limits import Refusal
 
 DATATYPES = ("FP32", "UINT8", "BYTES")
 MAX_PIXELS = 64_000_000
-LOOSE = (-1.0, 2.0)
-"""An edit without a clamp overshoots [0, 1] a little and is let through; what lies beyond is surely not scaled to [0, 1]."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
@@ -137,7 +136,7 @@ def read_images(tensor: Tensor, grid: Grid, fit: bool, go_on: Callable[[], bool]
     else:
         values = tensor.data
         low, high = float(values.min()), float(values.max())
-        if not (LOOSE[0] <= low and high <= LOOSE[1]):
+        if not (LOOSE_RANGE[0] <= low and high <= LOOSE_RANGE[1]):
             raise bad(f"pixels run from {low:g} to {high:g}, but FP32 images must lie in [0, 1]; divide by full scale, or send UINT8")
     if c != grid.channels:
         values = np.repeat(values, grid.channels, axis=1)
