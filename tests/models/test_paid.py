@@ -323,12 +323,12 @@ def test_forget_keeps_the_count_and_the_disk_flat(tmp_path):
             paid(draw(50, seed=round_number))
             sizes.append(sum(path.stat().st_size for path in tmp_path.glob("*.log")))
             paid.forget()
-        assert paid.n_sent == 200
+        assert (paid.n_sent, paid.n_requests) == (200, 4)
         assert max(sizes) <= sizes[0] + 100
     with PaidEmbedder(Counting(), tmp_path, budget=1000) as paid:
-        assert paid.n_sent == 200
+        assert (paid.n_sent, paid.n_requests) == (200, 4)
         paid(draw(50, seed=0))
-        assert paid.n_sent == 250
+        assert (paid.n_sent, paid.n_requests) == (250, 5)
 
 
 def test_segments_roll_over_and_are_all_read(tmp_path, monkeypatch):
@@ -376,7 +376,7 @@ def test_the_cache_of_embeddings_takes_it(tmp_path, make_images):
         assert encoder.n_images == 10
 
 
-@pytest.mark.parametrize("options", [{"budget": -1}, {"price": -1.0}, {"concurrency": 0}], ids=["budget", "price", "concurrency"])
+@pytest.mark.parametrize("options", [{"budget": -1}, {"price": -1.0}, {"price_per_request": -1.0}, {"concurrency": 0}], ids=str)
 def test_settings_that_are_refused(options):
     with pytest.raises(InputError):
         PaidEmbedder(Counting(), **options)

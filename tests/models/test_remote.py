@@ -584,6 +584,7 @@ def test_repeats_that_may_be_billed_count_against_the_budget(connect, server, tm
     with PaidEmbedder(embedder, tmp_path, budget=12) as paid:
         assert close(paid(images), images)
         assert (paid.n_sent, embedder.n_images) == (12, 4)
+        assert (paid.n_requests, embedder.n_answered) == (3, 1), "503 is not billed"
         server.always = "reset"
         with pytest.raises(BudgetError):
             paid(draw(4, seed=1))
@@ -601,9 +602,30 @@ def test_answers_before_a_fault_are_kept(connect, server, tmp_path):
         server.faults = [None, None, (400, {})]
         with pytest.raises(ServerError):
             paid(images)
-        assert (server.n_images, paid.n_sent) == (16, 16)
+        assert (server.n_images, paid.n_sent, paid.n_requests) == (16, 16, 2)
         assert close(paid(images), images)
         assert (server.n_images, paid.n_sent, paid.left) == (20, 20, 0)
+        assert (paid.n_requests, len(server.images)) == (3, 3)
+    with PaidEmbedder(embedder, tmp_path, price=100.0, price_per_request=0.5) as paid:
+        assert paid.cost == pytest.approx(20 * 0.1 + 3 * 0.5)
+
+
+def test_a_request_that_is_lost_or_refused_after_others_is_counted_where_it_may_be_billed(connect, server, make_images):
+    embedder = connect(retries=0)
+    for fault, requests in (("reset", 3), ((400, {}), 2)):
+        server.faults = [None, None, fault]
+        with PaidEmbedder(embedder) as paid:
+            with pytest.raises(ServerError):
+                paid(draw(20))
+            assert paid.n_requests == requests
+            server.faults = [fault]
+            with pytest.raises(ServerError):
+                paid(draw(2, seed=1))
+            assert paid.n_requests == requests + (fault == "reset")
+            before = paid.n_requests
+            paid.settle(make_images(draw(4, seed=2).numpy()))
+            assert paid.n_requests == before + 4, "two equal requests, and one in two halves"
+        embedder.settled = None
 
 
 def test_a_search_pays_once_for_an_answer_that_is_not_finite(connect, server, tmp_path):
@@ -622,6 +644,7 @@ def test_a_search_pays_once_for_an_answer_that_is_not_finite(connect, server, tm
         assert close(out[:8], images[:8])
         assert close(other, draw(4, seed=1))
         assert (server.n_images, paid.n_sent, paid.n_answers, paid.left) == (20, 24, 24, 0)
+        assert paid.n_requests == len(server.images) == 3
     with PaidEmbedder(embedder, tmp_path, budget=24) as paid:
         assert torch.equal(paid.many_as_answered([images])[0].isnan(), out.isnan())
         assert (server.n_images, paid.n_sent) == (20, 24)
@@ -657,3 +680,4 @@ def test_kill_9_against_a_server_that_counts(server, tmp_path):
     assert len(seen) == 120
     assert server.n_images <= 120 + 2 * 2 * 4
     assert paid.n_sent >= server.n_images
+    assert paid.n_requests >= len(server.images)

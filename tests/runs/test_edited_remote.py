@@ -152,6 +152,22 @@ def test_a_search_goes_on_where_the_server_has_another_address(server, prepared,
         edit_train(compose("edit train", searching(server, prepared, out)))
 
 
+def test_a_price_per_request_is_said_before_and_billed_after(server, prepared, tmp_path, caplog):
+    caplog.set_level("INFO", logger="evenhand")
+    words = searching(server, prepared, tmp_path / "run", "method.price=2", "method.price_per_request=0.5", "method.measure=false")
+    run = edit_train(compose("edit train", words))
+    said = json.loads((run.root / "edit.json").read_text())["search"]
+    beside = said["beside"]
+    assert len(server.images) == said["requests"] + beside["requests"]["plain"] + 4, "the rest asks whether the server answers alike"
+    assert said["cost"] == pytest.approx(said["n_sent"] * 0.002 + said["requests"] * 0.5)
+    assert beside["cost"] == pytest.approx(beside["images"] * 0.002 + sum(beside["requests"].values()) * 0.5)
+    assert any("images to embed, at most" in line and "at 2 per 1000 images and 0.5 per request" in line for line in caplog.messages)
+    assert f"{said['n_sent']} images were sent in {said['requests']} requests, {said['cost']:.2f} at 2 per 1000" in caplog.text
+    page = (run.root / "report.html").read_text()
+    assert "Cost at 2 for 1000 images and 0.5 for a request." in page
+    assert f"{said['cost'] + beside['cost']:.2f}" in page
+
+
 def test_a_server_that_dies_in_a_search_costs_nothing_twice(server, prepared, tmp_path, monkeypatch):
     whole = edit_train(compose("edit train", searching(server, prepared, tmp_path / "whole")))
     spent = server.n_images

@@ -79,6 +79,7 @@ class GeZOConfig(EditMethodConfig):
                          "two-sided differences with Adam; gezo: greedy search (published)", choices=OPTIMIZERS)
     budget: int = opt(50_000, "most images ever sent to the encoder for the search; a hard limit", "images")
     price: float = opt(0.0, "price of 1000 images sent, for the cost estimate", low=0)
+    price_per_request: float = opt(0.0, "price of one request sent, beside that of its images, for the cost estimate", low=0)
     rounds: int = opt(0, "most rounds; 0 = as the budget allows (published: 50)", low=0)
     query_images: int = opt(32, "images a query, the same for all candidates of a round (published: 2 batches of 128)", "images")
     validation_images: int = opt(256, "validation images that decide which edit is kept, measured at every check; "

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -43,6 +42,7 @@ class PaidEmbedder:
         folder: where counts and answers are kept; None: nothing outlives this object.
         budget: most images ever sent, with those of earlier processes on this folder; None: no limit.
         price: of 1000 images.
+        price_per_request: of one request, beside its images.
         concurrency: most requests at once in `many`.
 
     Attributes:
@@ -74,12 +74,14 @@ class PaidEmbedder:
     thread_safe = True
 
     def __init__(
-        self, embedder: Any, folder: Path | str | None = None, budget: int | None = None, price: float = 0.0, concurrency: int = 1
+        self, embedder: Any, folder: Path | str | None = None, budget: int | None = None, price: float = 0.0, concurrency: int = 1,
+        price_per_request: float = 0.0,
     ) -> None:
-        if (budget is not None and budget < 0) or price < 0 or concurrency < 1:
-            raise InputError(f"budget={budget}, price={price}, concurrency={concurrency}: the first two start at 0, the last at 1")
+        if (budget is not None and budget < 0) or min(price, price_per_request) < 0 or concurrency < 1:
+            prices = f"price={price}, price_per_request={price_per_request}"
+            raise InputError(f"budget={budget}, {prices}, concurrency={concurrency}: the last starts at 1, the others at 0")
         self.embedder = embedder
-        self.budget, self.price = budget, price
+        self.budget, self.price, self.price_per_request = budget, price, price_per_request
         self.concurrency = concurrency if getattr(embedder, "thread_safe", False) else 1
         self.n_reused = 0
         self.n_images = 0
@@ -96,6 +98,7 @@ class PaidEmbedder:
         if embedder.n_images > before:  # it had to ask for its width
             self.n_opening = embedder.n_images - before
             self._log.sending(self.n_opening)
+            self._log.requested(1)
 
     @property
     def dim(self) -> int:
@@ -160,6 +163,11 @@ class PaidEmbedder:
         return self._log.n_sent
 
     @property
+    def n_requests(self) -> int:
+        """Requests that were sent and may have been billed, repeats among them, with those of earlier processes on the same folder."""
+        return self._log.n_requests
+
+    @property
     def n_answers(self) -> int:
         """Images whose answers are kept; `n_sent` less these were lost, repeated, forgotten, or sent to find out the width."""
         return len(self._log)
@@ -171,12 +179,12 @@ class PaidEmbedder:
 
     @property
     def cost(self) -> float:
-        """What the images sent cost, at ``price`` a thousand."""
-        return self.estimate(self.n_sent)
+        """What was sent costs, at ``price`` for a thousand images and ``price_per_request``."""
+        return self.estimate(self.n_sent, self.n_requests)
 
-    def estimate(self, n_images: int) -> float:
-        """What sending ``n_images`` costs, at ``price`` a thousand."""
-        return n_images * self.price / 1000
+    def estimate(self, n_images: int, n_requests: int = 0) -> float:
+        """What sending ``n_images`` in ``n_requests`` costs."""
+        return n_images * self.price / 1000 + n_requests * self.price_per_request
 
     def describe(self) -> dict[str, Any]:
         """The encoder's part of a cache key."""
@@ -186,15 +194,16 @@ class PaidEmbedder:
     def settle(self, images: ImageBatches) -> str:
         """The encoder's `settle`; the images that it sends for that are counted."""
         n = int(getattr(self.embedder, "n_settle_images", 0)) if self.settled is None else 0
-        self._charge(n)
-        before = self.embedder.n_images
+        self._charge(n, 0)
+        before, asked = self.embedder.n_images, getattr(self.embedder, "n_answered", 0)
         try:
             return str(self.embedder.settle(images))
         finally:
             unsent = n - (self.embedder.n_images - before)
-            if unsent > 0:
-                with self._lock:
+            with self._lock:
+                if unsent > 0:
                     self._log.taken_back(unsent)
+                self._log.requested(getattr(self.embedder, "n_answered", 0) - asked)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, dim) of images (n, c, h, w) in [0, 1].
@@ -318,13 +327,14 @@ class PaidEmbedder:
         self._log.check_space(n)
         self._reserved += n
 
-    def _charge(self, n: int) -> None:
+    def _charge(self, n: int, requests: int = 1) -> None:
         """Count n images as sent, if the budget allows them: a repeat of a request whose first sending may have been billed."""
         if n:
             with self._lock:
                 self._reserve(n)
                 self._reserved -= n
                 self._log.sending(n)
+                self._log.requested(requests)
 
     def _send(self, requests: Sequence[tuple[torch.Tensor, list[int], list[bytes]]], strict: bool) -> dict[bytes, Row]:
         """Send the requests; the answers by key. All that were started are finished before an error is raised."""
@@ -348,8 +358,15 @@ class PaidEmbedder:
         self, failed: threading.Event, strict: bool, batch: torch.Tensor, rows: list[int], keys: list[bytes]
     ) -> dict[bytes, Row]:
         """Send these rows of a batch, keep the answer, and hand it to the threads that wait for it."""
-        counted = False
+        counted, parts = False, 0
         out: dict[bytes, Row] = {}
+
+        def answered(start: int, found: Row) -> None:
+            nonlocal parts
+            parts += 1
+            self._another_request(parts > 1)  # the first was counted before it was sent
+            self._keep(strict, keys, out, start, found)
+
         try:
             if failed.is_set():
                 raise _NotSent("not sent, because another request failed")
@@ -357,21 +374,28 @@ class PaidEmbedder:
                 self._reserved -= len(rows)
                 counted = True
                 self._log.sending(len(rows))
+                self._log.requested(1)
             with torch.inference_mode():
                 images = batch.detach() if len(rows) == len(batch) else batch.detach()[rows]
                 try:
-                    self._ask(images, partial(self._keep, strict, keys, out))
+                    self._ask(images, answered)
                 except NotFiniteError:
                     if strict:
                         raise
+                    self._another_request(parts > 0)
                     self._keep(strict, keys, out, len(out), np.full((len(keys) - len(out), self.dim), np.nan, np.float32))
             if len(out) != len(keys):
                 raise RunError(f"the encoder answered {len(out)} of {len(keys)} images")
             return out
         except BaseException as error:
             failed.set()
-            self._give_up([key for key in keys if key not in out], error, counted)
+            self._give_up([key for key in keys if key not in out], error, counted, parts)
             raise
+
+    def _another_request(self, is_another: bool) -> None:
+        if is_another:
+            with self._lock:
+                self._log.requested(1)
 
     def _ask(self, images: torch.Tensor, answered: Callable[[int, Row], None]) -> None:
         """Send images; ``answered`` is told where rows begin and what they are."""
@@ -395,13 +419,19 @@ class PaidEmbedder:
                 out[key] = row
                 self._waiting.pop(key).set_result(row)
 
-    def _give_up(self, keys: list[bytes], error: BaseException, counted: bool) -> None:
-        """Take unanswered images back from the count where they were certainly not billed, and tell the threads that wait for them."""
+    def _give_up(self, keys: list[bytes], error: BaseException, counted: bool, parts: int) -> None:
+        """Take unanswered images back from the count where they were certainly not billed, and tell the threads that wait for them.
+
+        ``parts`` requests were answered before; the first of all was counted before it was sent, this one not, unless it is the first.
+        """
         with self._lock:
             if not counted:
                 self._reserved -= len(keys)
             elif isinstance(error, InputError) or (isinstance(error, ServerError) and not error.maybe_billed):
                 self._log.taken_back(len(keys))
+                self._log.requested(-1 if parts == 0 else 0)
+            elif isinstance(error, ServerError) and parts:
+                self._log.requested(1)
             for key in keys:
                 future = self._waiting.pop(key, None)
                 if future is not None:

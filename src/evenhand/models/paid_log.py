@@ -1,4 +1,4 @@
-"""What was paid for, on disk: the answers of an encoder by image content, and how many images were sent.
+"""What was paid for, on disk: the answers of an encoder by image content, and how many images and requests were sent.
 
 A folder with ``log.json`` (which encoder, which width) and segments ``000000.log``, … that are only ever appended to. A segment is a
 sequence of frames: a header (magic, kind, n, checksum), then for answers n rows of (key, embedding, checksum). A frame that a kill or a
@@ -34,6 +34,7 @@ _CHECK_BYTES = 8
 _MAGIC = b"EvPd"
 _HEADER = struct.Struct("<4s4sQ8s")
 _SEND, _BACK, _TOTAL, _ROWS = b"send", b"back", b"totl", b"rows"
+_ASK, _UNASK, _ASKED = b"asks", b"unas", b"askd"
 
 
 class ResponseLog:
@@ -47,6 +48,7 @@ class ResponseLog:
 
     Attributes:
         n_sent: images sent so far and not taken back, earlier processes and requests without an answer included.
+        n_requests: requests likewise; 0 for those of a folder from before requests were counted.
 
     Raises:
         RunError: another process has the folder open.
@@ -55,7 +57,7 @@ class ResponseLog:
 
     def __init__(self, folder: Path, identity: str, dim: int, durable: bool = True) -> None:
         self.folder, self.dim, self.durable = folder, dim, durable
-        self.n_sent = 0
+        self.n_sent = self.n_requests = 0
         self._row = KEY_BYTES + 4 * dim + _CHECK_BYTES
         self._at: dict[bytes, int] = {}
         self._files: dict[int, FileIO] = {}
@@ -108,6 +110,12 @@ class ResponseLog:
         self._append(_BACK, n)
         self.n_sent -= n
 
+    def requested(self, n: int) -> None:
+        """Count n requests; below 0 take back so many, which were refused or never received."""
+        if n:
+            self._append(_ASK if n > 0 else _UNASK, abs(n))
+            self.n_requests += n
+
     def answered(self, keys: Sequence[bytes], rows: npt.NDArray[np.float32]) -> None:
         """Keep answers (n, dim); on return they are safe.
 
@@ -131,10 +139,11 @@ class ResponseLog:
             raise DiskFullError(f"{self.folder} has {free} bytes free, but answers to {n} images take {needed}; free some and go on")
 
     def forget(self) -> None:
-        """Drop all answers; the count of images sent stays."""
+        """Drop all answers; the counts of images and requests stay."""
         old = self._segments()
         self._open_segment, self._end = max(old, default=-1), SEGMENT_BYTES
         self._append(_TOTAL, self.n_sent)
+        self._append(_ASKED, self.n_requests)
         os.fsync(self._files[self._open_segment].fileno())
         self._at.clear()
         for segment in old:
@@ -180,8 +189,12 @@ class ResponseLog:
         for kind, n, start, end in self._frames(file, size):
             if kind == _TOTAL:
                 self.n_sent = n
+            elif kind == _ASKED:
+                self.n_requests = n
             elif kind == _ROWS:
                 n_bad += self._index_rows(segment, start, n)
+            elif kind in (_ASK, _UNASK):
+                self.n_requests += n if kind == _ASK else -n
             else:
                 self.n_sent += n if kind == _SEND else -n
             position = end

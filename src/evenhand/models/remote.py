@@ -80,6 +80,7 @@ class RemoteEmbedder:
 
     Attributes:
         n_images: images that were answered.
+        n_answered: requests for embeddings that were answered.
         notes: what a user should know: a lossy format, embeddings that change between calls.
         levels: grey levels that reach the model, None: any float. An edit must be rounded to them before it is judged.
 
@@ -112,7 +113,7 @@ class RemoteEmbedder:
         self.connection = Connection(url, timeout=timeout, retries=retries, connections=connections, ca_file=ca_file, sleep=sleep)
         self.connections, self.batch_size, self.allow_changes = connections, batch_size, allow_changes
         self.settled: str | None = None
-        self.n_images = 0
+        self.n_images = self.n_answered = 0
         self.notes: list[str] = []
         self._said: dict[str, Any] = {
             "api": api, "format": api_format if api == "v2" else "png", "mean": _listed(mean), "std": _listed(std),
@@ -198,6 +199,11 @@ class RemoteEmbedder:
         return self.connection.n_requests
 
     @property
+    def most_images(self) -> int:
+        """Most images a request, as far as the server has said; it may still ask for less."""
+        return self._most
+
+    @property
     def n_retries(self) -> int:
         """Repeats of requests."""
         return self.connection.n_retries
@@ -265,6 +271,7 @@ class RemoteEmbedder:
         rows = self._checked(found, n)
         with self._lock:
             self.n_images += n
+            self.n_answered += 1
         return rows
 
     def _shrink(self, n: int, reason: str) -> None:

@@ -174,19 +174,23 @@ def transfer_section(lines: Sequence[str]) -> Section:
 
 
 def cost_section(search: Json) -> Section:
-    """How many images a search and the rest of its run embedded, and what that costs."""
-    price, beside = float(search["price_per_1000"]), search["beside"]
+    """How many images a search and the rest of its run embedded, in how many requests, and what that costs."""
+    price, each, beside = float(search["price_per_1000"]), float(search["price_per_request"]), search["beside"]
     what = {"plain": "unedited, for heads", "edited": "under the edit, for this page", "noise": "under noise, for the control"}
-    counts = [("the search", search["images"], f"at most {words.count(search['budget'])}")]
-    counts += [(name, beside[key], "beside the budget") for key, name in what.items() if beside[key]]
-    counts.append(("together", search["images"] + beside["images"], ""))
-    rows = tuple(
-        Row(name, (Cell(words.count(n)), Cell(f"{n * price / 1000:.2f}" if price else "–"), Cell(limit))) for name, n, limit in counts
-    )
-    note = "The most that can have been sent: images that were answered before are not sent again."
-    if price:
-        note += f" Cost at {price:g} for 1000 images."
-    return Section("images-sent", "Images embedded", (Part(table=Table(("for", "images", "cost", "limit"), rows), text=note),))
+    counts = [("the search", search.get("n_sent", search["images"]), search["requests"], f"at most {words.count(search['budget'])}")]
+    counts += [(name, beside[key], beside["requests"][key], "beside the budget") for key, name in what.items() if beside[key]]
+    counts.append(("together", sum(n for _, n, _, _ in counts), sum(asked for _, _, asked, _ in counts), ""))
+    rows = []
+    for name, n, asked, limit in counts:
+        cost = Cell(f"{n * price / 1000 + asked * each:.2f}" if price or each else "–")
+        rows.append(Row(name, (Cell(words.count(n)), Cell(words.count(asked)), cost, Cell(limit))))
+    note = "Beside the budget, the most that can have been sent: images that were answered before are not sent again."
+    prices = [f"{price:g} for 1000 images"] if price else []
+    prices += [f"{each:g} for a request"] if each else []
+    if prices:
+        note += f" Cost at {' and '.join(prices)}."
+    table = Table(("for", "images", "requests", "cost", "limit"), tuple(rows))
+    return Section("images-sent", "Images embedded", (Part(table=table, text=note),))
 
 
 def write_measure_page(record: Json, found: Json | None, path: Path, more: Sequence[Section] = ()) -> Path:

@@ -24,7 +24,7 @@ SEARCH_RUN_SCHEMA = "evenhand.search_run/1"
 PACKAGES = ("evenhand", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 IGNORED_IN_IDENTITY = (
     "out", "embeddings", "trainer.progress", "seeds", "model.timeout", "model.retries", "model.connections", "model.ca_file",
-    "method.concurrency", "method.price", "method.budget", "method.rounds", "logger", "trainer.profile",
+    "method.concurrency", "method.price", "method.price_per_request", "method.budget", "method.rounds", "logger", "trainer.profile",
 )
 """Options that do not change a run's numbers, or only how far it goes, so that a run goes on under others."""
 LATER = {

@@ -342,4 +342,4 @@ def _queried(config: TrainConfig | EditTrainConfig, encoder: Encoder, paid: Path
     if not isinstance(method, GeZOConfig):
         return encoder.embedder
     concurrency = method.concurrency if config.model.url else 1
-    return PaidEmbedder(encoder.embedder, paid, method.budget, method.price, concurrency)
+    return PaidEmbedder(encoder.embedder, paid, method.budget, method.price, concurrency, method.price_per_request)

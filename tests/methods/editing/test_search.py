@@ -15,7 +15,7 @@ from queried import Encoder, Memory, Stop, config, make_task, run
 
 from evenhand.edits.build import build_edit
 from evenhand.errors import InputError, MethodError, NonFiniteLossError
-from evenhand.methods.editing.querying import Plan, Querier, QueryRows
+from evenhand.methods.editing.querying import Plan, Price, Querier, QueryRows, requests_for
 from evenhand.methods.editing.search import make_plan
 from evenhand.models.paid import PaidEmbedder
 from evenhand.runs.folder import FileStore
@@ -298,12 +298,46 @@ def test_the_norm_of_the_edit_counts_where_asked():
 
 
 def test_the_plan_adds_up():
-    plan = Plan(budget=1000, round=100, check=50, every=2, rounds=0, price=2.0)
+    plan = Plan(budget=1000, round=100, check=50, every=2, rounds=0, price=Price(2.0, 0.5), round_requests=4, check_requests=2)
     # checks at 0, 2, 4, … and one reserved: 50 + 100 + 100 + 50 + 100 + 100 + 50 + 100 + 100 + 50 = 800, then 900 + 50
     assert plan.affordable == 7
     assert plan.smallest == 200
     assert "at most 950 images" in plan.describe() or "at most 1000 images" in plan.describe()
-    assert plan.cost(500) == 1.0
+    assert plan.most_requests == 2 + 7 * 4 + 4 * 2
+    assert plan.describe().endswith("in 38 requests, 20.90 at 2 per 1000 images and 0.5 per request")
+    assert plan.price.of(500, 3) == 1.0 + 1.5
+
+
+@pytest.mark.parametrize(("n", "batch", "most", "expected"), [(0, 8, 8, 0), (20, 8, 8, 3), (20, 8, 100, 3), (20, 8, 4, 6), (17, 16, 8, 3)])
+def test_requests_are_batches_and_what_an_encoder_splits_them_into(n, batch, most, expected):
+    class Limited:
+        most_images = most
+
+    sizes = [len(part) for part in np.array_split(np.arange(n), max(1, -(-n // batch)))]
+    assert sum(-(-size // most) for size in sizes) == expected
+    assert requests_for(PaidEmbedder(Encoder()), 20, 8) == 3, "an encoder in this process takes a batch at once"
+    assert requests_for(Limited(), n, batch) == expected
+
+
+@pytest.mark.parametrize("paid", [False, True], ids=["in process", "paid"])
+def test_a_price_per_request_is_in_the_estimate_and_in_the_cost(paid):
+    said, encoder = [], Encoder()
+    task = make_task(embedder=PaidEmbedder(encoder) if paid else encoder)
+    object.__setattr__(task, "report", said.append)
+    _, found = run(task, config(budget=1000, price=5.0, price_per_request=0.25, rounds=3))
+    assert found.report["requests"] == encoder.calls
+    assert found.report["cost"] == pytest.approx(found.report["images"] * 0.005 + encoder.calls * 0.25)
+    assert f"in {encoder.calls} requests, {found.report['cost']:.2f} at 5 per 1000 images and 0.25 per request" in said[-1]
+    assert f"at most {found.report['images']} images in {encoder.calls} requests, {found.report['cost']:.2f} at" in said[0]
+
+
+def test_requests_are_counted_on_after_a_kill():
+    store, asked = Memory(), []
+    for rounds in (2, 4):
+        encoder = Encoder()
+        asked.append(encoder)
+        _, found = run(make_task(embedder=encoder, store=store), config(rounds=rounds))
+    assert found.report["requests"] == sum(encoder.calls for encoder in asked)
 
 
 def test_what_is_only_reported_may_change_between_calls():

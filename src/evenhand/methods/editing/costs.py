@@ -1,4 +1,4 @@
-"""Images that an edit's training sends outside the search's budget, and what they cost: said before anything is sent."""
+"""What an edit's training sends outside the search's budget, and what it costs: said before anything is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from evenhand.config.editing import EditMethodConfig, GeZOConfig
 from evenhand.methods.base import Task
-from evenhand.methods.editing.querying import Plan
+from evenhand.methods.editing.querying import Plan, Price, requests_for
+from evenhand.models.embedding_cache import KEPT_ROWS
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Beside:
             control without an edit.
         edited: the same under the edit, for the report and for a probe.
         noise: the same under noise of the edit's size, for the report.
+        requests: about how many requests each of the three takes.
     """
 
     plain: int
     edited: int
     noise: int
+    requests: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
     def of(cls, task: Task, config: EditMethodConfig, heads_given: bool = False, probe: bool = False) -> Beside:
@@ -40,22 +43,36 @@ class Beside:
         fits_label = config.l2_head is None and (config.utility > 0 or config.odds > 0)
         learns = isinstance(config, GeZOConfig) and config.optimizer == "surrogate"
         plain = not heads_given or fits_label or (reports and config.controls)
-        unedited = n if plain else learns * len(task.train)
-        return cls(unedited, (reports or probe) * n, (reports and config.controls) * n)
+        edited, noise = reports or probe, reports and config.controls
+        train, val = (_requests(task, len(split)) for split in (task.train, task.val))
+        unedited = (n, train + val) if plain else (learns * len(task.train), learns * train)
+        return cls(unedited[0], edited * n, noise * n, (unedited[1], edited * (train + val), noise * (train + val)))
 
     @property
     def images(self) -> int:
         """All of them."""
         return self.plain + self.edited + self.noise
 
-    def to_json(self, price: float) -> dict[str, Any]:
+    def to_json(self, price: Price) -> dict[str, Any]:
         """JSON."""
-        return {"plain": self.plain, "edited": self.edited, "noise": self.noise, "images": self.images, "cost": self.images * price / 1000}
+        images = {"plain": self.plain, "edited": self.edited, "noise": self.noise}
+        requests = dict(zip(images, self.requests, strict=True))
+        return {**images, "images": self.images, "requests": requests, "cost": price.of(self.images, sum(self.requests))}
+
+
+def _requests(task: Task, n: int) -> int:
+    """About how many requests embed n images: in the encoder's batches, kept every `KEPT_ROWS`."""
+    inner: Any = task.embedder
+    while not hasattr(inner, "batch_size") and hasattr(inner, "embedder"):
+        inner = inner.embedder
+    batch = int(getattr(inner, "batch_size", task.batch_size))
+    blocks, rest = divmod(n, KEPT_ROWS)
+    return blocks * requests_for(inner, KEPT_ROWS, batch) + requests_for(inner, rest, batch)
 
 
 def estimate(plan: Plan, beside: Beside, config: GeZOConfig) -> str:
     """One line for the user before anything is sent: the search, what comes beside it, and how to have less of that."""
-    total = plan.most + beside.images
+    price, total, requests = plan.price, plan.most + beside.images, plan.most_requests + sum(beside.requests)
     parts = [f"{plan.most} for the search", f"{beside.plain} unedited for heads"]
     ways = []
     if beside.edited:
@@ -65,6 +82,6 @@ def estimate(plan: Plan, beside: Beside, config: GeZOConfig) -> str:
         ways.append("method.controls=false leaves out the control")
     if config.measure and beside.edited:
         ways.append("method.measure=false the report")
-    price = f", {total * config.price / 1000:.2f} at {config.price:g} per 1000" if config.price else ""
     less = f" ({', '.join(ways)})" if ways else ""
-    return f"images to embed, at most: {total}{price}: {', '.join(parts)}{less}"
+    cost = f"{price.counted(requests, 'about ')}{price.words(total, requests)}"
+    return f"images to embed, at most: {total}{cost}: {', '.join(parts)}{less}"

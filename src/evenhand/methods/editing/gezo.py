@@ -69,7 +69,7 @@ class GeZO:
         searched = search(task, edit, setup.objective, self.config, (setup.train, setup.val))
         edit = edit.cpu().requires_grad_(False)
         report = edit_report(task, setup, edit, self.config)
-        report["search"] = {**searched.report, "beside": beside.to_json(self.config.price)}
+        report["search"] = {**searched.report, "beside": beside.to_json(plan.price)}
         notes = (*setup.notes, *searched.notes)
         if task.augment != "none":
             notes += (f"data.augment={task.augment} has no part in a search: every augmented image would be one more to be paid",)

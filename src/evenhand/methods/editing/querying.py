@@ -24,8 +24,64 @@ LEVELS = {"none": 0, "16bit": 65536, "8bit": 256}
 
 
 @dataclass(frozen=True)
+class Price:
+    """What an encoder's answers cost.
+
+    Attributes:
+        per_1000: of 1000 images.
+        per_request: of one request, beside its images.
+    """
+
+    per_1000: float = 0.0
+    per_request: float = 0.0
+
+    @classmethod
+    def asked(cls, config: GeZOConfig) -> Price:
+        """The prices in the options."""
+        return cls(config.price, config.price_per_request)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything has a price."""
+        return self.per_1000 > 0 or self.per_request > 0
+
+    def of(self, images: int, requests: int) -> float:
+        """What so many images in so many requests cost."""
+        return images * self.per_1000 / 1000 + requests * self.per_request
+
+    def counted(self, requests: int, about: str = "") -> str:
+        """" in N requests" where these cost something, else nothing."""
+        return f" in {about}{requests} requests" if self.per_request else ""
+
+    def words(self, images: int, requests: int) -> str:
+        """The cost and the prices, to be put after the images; nothing where nothing has a price.
+
+        Example:
+            >>> Price(1.5, 0.01).words(2000, 40)
+            ', 3.40 at 1.5 per 1000 images and 0.01 per request'
+        """
+        if not self.known:
+            return ""
+        prices = [f"{self.per_1000:g} per 1000" + (" images" if self.per_request else "")] if self.per_1000 else []
+        prices += [f"{self.per_request:g} per request"] if self.per_request else []
+        return f", {self.of(images, requests):.2f} at {' and '.join(prices)}"
+
+
+def requests_for(embedder: Any, n: int, batch: int) -> int:
+    """Requests for n images that are handed to an encoder in equal batches of at most ``batch``; it may take fewer at once."""
+    if n < 1:
+        return 0
+    inner = embedder
+    while not hasattr(inner, "most_images") and hasattr(inner, "embedder"):
+        inner = inner.embedder
+    most = int(getattr(inner, "most_images", n))
+    size, larger = divmod(n, chunks := -(-n // max(batch, 1)))
+    return larger * -(-(size + 1) // most) + (chunks - larger) * -(-size // most)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How many images a search sends.
+    """How many images a search sends, and in how many requests.
 
     Attributes:
         budget: most images ever.
@@ -33,9 +89,10 @@ class Plan:
         check: of one check: reference images for the heads, and validation images for the held-out objective.
         every: rounds between checks.
         rounds: most rounds, 0 = as the budget allows.
-        price: of 1000 images.
+        price: of images and requests.
         gone: images of the budget that the encoder no longer sends for this search: it was asked for its width, or requests were lost.
         again: images that the encoder is sent each time a process starts, before the search.
+        round_requests, check_requests: requests of a round and of a check.
     """
 
     budget: int
@@ -43,9 +100,11 @@ class Plan:
     check: int
     every: int
     rounds: int
-    price: float
+    price: Price
     gone: int = 0
     again: int = 0
+    round_requests: int = 0
+    check_requests: int = 0
 
     @property
     def smallest(self) -> int:
@@ -62,10 +121,6 @@ class Plan:
             if self.rounds and allowed == self.rounds:
                 break
         return allowed
-
-    def cost(self, images: int) -> float:
-        """What a number of images costs."""
-        return images * self.price / 1000
 
     def require(self) -> None:
         """Refuse a budget that is too small, before anything is sent.
@@ -88,11 +143,17 @@ class Plan:
         rounds = self.affordable
         return min(self.budget - self.gone, self.check + rounds * self.round + -(-rounds // self.every) * self.check)
 
+    @property
+    def most_requests(self) -> int:
+        """Requests for `most` images; repeats are beside them."""
+        rounds = self.affordable
+        return self.check_requests + rounds * self.round_requests + -(-rounds // self.every) * self.check_requests
+
     def describe(self) -> str:
         """One line for the user before anything is sent."""
         text = f"up to {self.affordable} rounds of {self.round} images and a check of {self.check} every {self.every}"
-        text = f"{text}: at most {self.most} images"
-        return f"{text}, {self.cost(self.most):.2f} at {self.price:g} per 1000" if self.price else text
+        requests = self.most_requests
+        return f"{text}: at most {self.most} images{self.price.counted(requests)}{self.price.words(self.most, requests)}"
 
 
 @dataclass(frozen=True)
@@ -178,6 +239,7 @@ class Querier:
 
     Attributes:
         n_images: images asked about so far, whether or not a log of paid answers had them.
+        n_requests: requests for them, each of one batch under one edit.
         n_stored: answers that the encoder kept when the search last stored its state; those since are of what was cut short.
     """
 
@@ -189,7 +251,7 @@ class Querier:
         self.origin = edit.vector().double()
         self.scale = edit.natural_steps().double().cpu() if config.natural_steps else torch.ones(edit.n_parameters, dtype=torch.float64)
         self.needs_norm = config.norm_weight > 0
-        self.n_images = 0
+        self.n_images = self.n_requests = 0
         self.n_stored = 0
 
     @property
@@ -244,6 +306,7 @@ class Querier:
         for number, z in enumerate(answers):
             found[number % len(points)].append(z)
         self.n_images += len(rows) * len(points)
+        self.n_requests += len(chunks) * len(points)
         sizes = torch.tensor([len(chunk) for chunk in chunks], dtype=torch.float64)
         return [(torch.cat(parts), self._norm(squares[k], sizes)) for k, parts in enumerate(found)]
 

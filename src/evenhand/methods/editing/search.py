@@ -41,7 +41,7 @@ from evenhand.methods.baselines.erm import take_rows
 from evenhand.methods.editing.attribute_head import needs_two_groups
 from evenhand.methods.editing.facts import RowFacts
 from evenhand.methods.editing.objectives import EditObjective
-from evenhand.methods.editing.querying import Plan, Querier, QueryRows, Rows, withheld
+from evenhand.methods.editing.querying import Plan, Price, Querier, QueryRows, Rows, requests_for, withheld
 from evenhand.methods.editing.setup import choose_attributes
 from evenhand.methods.editing.strategies import Array, Strategy, build_strategy
 from evenhand.methods.editing.surrogate import Surrogate
@@ -82,11 +82,13 @@ def make_plan(task: Task, edit: Edit, config: GeZOConfig) -> tuple[Plan, QueryRo
     if learns:
         for name in choose_attributes(task, config.attributes):
             needs_two_groups(take_rows(task.train, rows.known), name)
-    a_round = n_points * min(config.query_images, len(rows.pool))
     check = len(rows.reference) + len(rows.held_out)
     # a search that has begun ends by its budget; it is not refused
     gone, again = (0, 0) if task.store.get(STATE) is not None else withheld(task.embedder, config.budget)
-    return Plan(config.budget, a_round, check, every, config.rounds, config.price, gone, again), rows
+    a_query = min(config.query_images, len(rows.pool))
+    requests = [requests_for(task.embedder, n, task.batch_size) for n in (a_query, len(rows.reference), len(rows.held_out))]
+    asked = (n_points * requests[0], requests[1] + requests[2])
+    return Plan(config.budget, n_points * a_query, check, every, config.rounds, Price.asked(config), gone, again, *asked), rows
 
 
 def search(task: Task, edit: Edit, objective: EditObjective, config: GeZOConfig, facts: tuple[RowFacts, RowFacts]) -> Searched:
@@ -148,7 +150,7 @@ class _Search:
     def _digest(self) -> str:
         """sha256 of what decides the result; the budget and what ends a search early may change between calls."""
         task = self.task
-        free: tuple[str, ...] = ("budget", "price", "rounds", "patience", "concurrency", "controls", "measure")
+        free: tuple[str, ...] = ("budget", "price", "price_per_request", "rounds", "patience", "concurrency", "controls", "measure")
         if self.config.optimizer != Surrogate.name:
             free += Surrogate.OPTIONS
         options = {name: value for name, value in asdict(self.config).items() if name not in free}
@@ -300,6 +302,7 @@ class _Search:
             "digest": self.digest,
             "strategy": self.strategy.state(),
             "images": self.querier.n_images,
+            "requests": self.querier.n_requests,
             "answers": self.querier.n_stored,
             "best": torch.from_numpy(self.best.copy()),
             "best_value": self.best_value,
@@ -323,7 +326,7 @@ class _Search:
                 "delete this one"
             )
         self.strategy.load_state(state["strategy"])
-        self.querier.n_images = int(state["images"])
+        self.querier.n_images, self.querier.n_requests = int(state["images"]), int(state.get("requests", 0))
         self.querier.n_stored = int(state.get("answers", self.querier.n_answers))
         self.best, self.best_value = state["best"].numpy().copy(), float(state["best_value"])
         self.best_round, self.first_value = int(state["best_round"]), float(state["first_value"])
@@ -338,14 +341,20 @@ class _Search:
         kept = self.best if self.judged else self.strategy.current
         self.querier.place(kept)
         paid = {name: getattr(self.querier.embedder, name) for name in ("n_sent", "n_reused") if hasattr(self.querier.embedder, name)}
-        rounds = self.strategy.round
+        # an encoder that is paid for knows what was billed, repeats and earlier processes among it
+        sent, requests = self.querier.n_images, self.querier.n_requests
+        if "n_sent" in paid:
+            sent, requests = paid["n_sent"], getattr(self.querier.embedder, "n_requests", requests)
+        price, rounds = self.plan.price, self.strategy.round
         report: dict[str, Any] = {
             "optimizer": self.config.optimizer,
             "parameters": len(self.strategy.start),
             "images": self.querier.n_images,
             "budget": self.plan.budget,
-            "cost": self.plan.cost(self.querier.n_images),
-            "price_per_1000": self.plan.price,
+            "requests": requests,
+            "cost": price.of(sent, requests),
+            "price_per_1000": price.per_1000,
+            "price_per_request": price.per_request,
             "rounds": rounds,
             "restarts": self.restarts,
             "failed_queries": self.failed,
@@ -357,8 +366,8 @@ class _Search:
             **self.strategy.report,
             **paid,
         }
-        if self.plan.price:
-            self.task.report(f"{report['images']} images were sent, {report['cost']:.2f} at {self.plan.price:g} per 1000")
+        if price.known:
+            self.task.report(f"{sent} images were sent{price.counted(requests)}{price.words(sent, requests)}")
         return Searched(tuple(self.history), report, (*self.notes, *self.strategy.notes, *self._doubts()))
 
     def _doubts(self) -> list[str]:
