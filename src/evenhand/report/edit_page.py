@@ -11,7 +11,7 @@ from typing import Any
 
 from evenhand.report import words
 from evenhand.report.html import write_sections
-from evenhand.report.leakage_table import EXPLAINED, leakage_table, pixel_table, within_table
+from evenhand.report.leakage_table import EXPLAINED, doubt_words, leakage_table, pixel_table, within_table
 from evenhand.report.page import Part, Picture, Section
 from evenhand.report.tables import Cell, Row, Table
 
@@ -149,12 +149,15 @@ def leakage_sections(found: Json) -> list[Section]:
     sections = []
     for k, (attribute, record) in enumerate(found["attributes"].items()):
         parts = [Part(text=EXPLAINED if k == 0 else "", table=leakage_table(record), caption="Intervals are 95% (patient bootstrap)")]
+        if record.get("doubt"):
+            parts.append(Part(text=doubt_words(record)))
         inner = within_table(record)
         if inner.rows:
             parts.append(Part(fold="Within each value of the label", table=inner))
         pixels = (found.get("pixels") or {}).get(attribute)
         if pixels:
             text = "What an image classifier reads of it that was trained afresh on the pixels: the edit may hide from one encoder only."
+            text = f"{text} {doubt_words(pixels)}" if pixels.get("doubt") else text
             parts.append(Part(heading="From pixels", text=text, table=pixel_table(pixels)))
         hint = f"Measured on {words.plural(found['n'], 'image')} of {words.plural(found['n_patients'], 'patient')}; "
         hint += f"fresh heads were fitted on {words.plural(found['n_train'], 'image')}."

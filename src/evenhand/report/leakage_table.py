@@ -59,7 +59,8 @@ def leakage_records(found: Json) -> list[dict[str, Any]]:
 
 
 def _estimate(item: Json) -> dict[str, Any]:
-    return {name: item.get(name) for name in ("value", "lower", "upper", "n", "reason")}
+    """The numbers, and why there are none, or why they are doubtful."""
+    return {**{name: item.get(name) for name in ("value", "lower", "upper", "n")}, "reason": item.get("reason") or item.get("note")}
 
 
 def _plain(value: float | None, n: int) -> dict[str, Any]:
@@ -88,6 +89,16 @@ def leakage_table(record: Json) -> Table:
         rows.append(Row("edit minus no edit", tuple(cells)))
     columns = ["condition", "images", "old head's accuracy", "old head's AUC", "fresh head's AUC", "… given the label"]
     return Table((*columns, *(["… on rows the edit has not seen"] if crosswise else [])), tuple(rows))
+
+
+def doubt_words(record: Json) -> str:
+    """What is doubtful of a record, as a sentence of its own.
+
+    Example:
+        >>> doubt_words({"doubt": "below 0.5 with the whole interval: …"})
+        'AUC below 0.5 with the whole interval: ….'
+    """
+    return f"AUC {record['doubt']}."
 
 
 def pixel_table(record: Json) -> Table:

@@ -21,7 +21,7 @@ from evenhand.methods.editing.attribute_head import HEAD_FILES, AttributeHead
 from evenhand.methods.editing.leakage import LeakageRows, measure_leakage
 from evenhand.methods.editing.pixel_reader import read_pixels
 from evenhand.report.edit_page import transfer_section, write_measure_page
-from evenhand.report.leakage_table import leakage_records, leakage_table, pixel_table, table_lines
+from evenhand.report.leakage_table import doubt_words, leakage_records, leakage_table, pixel_table, table_lines
 from evenhand.runs.edit import read_heads
 from evenhand.runs.edited import edit_record, find_edit, open_edit, warn_of_other_encoder
 from evenhand.runs.folder import FileStore, utc_now, write_json
@@ -144,9 +144,11 @@ def measure_lines(out: Path) -> list[str]:
     lines: list[str] = []
     for attribute, record in found["attributes"].items():
         lines += [f"{attribute}:", *(f"  {line}" for line in table_lines(leakage_table(record)))]
+        lines += [f"  {doubt_words(record)}"] if record.get("doubt") else []
     for attribute, record in found.get("pixels", {}).items():
         lines += [f"{attribute}, read from pixels by a classifier trained afresh:"]
         lines += [f"  {line}" for line in table_lines(pixel_table(record))]
+        lines += [f"  {doubt_words(record)}"] if record.get("doubt") else []
     fitted = [name for name, whence in found.get("old_heads", {}).items() if whence != "given"]
     if fitted:
         names = " and ".join(fitted)

@@ -23,6 +23,9 @@ from evenhand.methods.editing.group_auc import GroupAUC
 from evenhand.methods.editing.leakage import FOLDS, LeakageRows, _Condition, deal_patients, measure_leakage, summary, with_labels
 from evenhand.methods.editing.noise import NoiseControl, is_constant
 from evenhand.methods.editing.pixel_reader import PixelReader, read_pixels
+from evenhand.report.edit_page import leakage_sections
+from evenhand.report.leakage_table import leakage_records
+from evenhand.runs.edit_measure import measure_lines
 
 GRID = (1, SIDE, SIDE)
 
@@ -118,6 +121,54 @@ def test_only_pairs_that_one_head_read_are_compared():
     assert found["lower"] < found["value"] < found["upper"]
     whole = GroupAUC(split, "site", 0, 50).overall(np.stack([-shifted, shifted], axis=1))
     assert whole["value"] == pytest.approx(roc_auc_score(codes, shifted))
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Embeddings of 50 images that are noise, of a draw in which heads on unseen rows come out below 0.5 under the edit alone."""
+    splits = [scene_split(n, seed, together=0.2) for n, seed in ((60, 0), (20, 1), (50, 2))]
+    draws = {}
+
+    def noise(images):
+        key = images.fingerprint
+        draws.setdefault(key, np.random.default_rng([2, len(draws)]).standard_normal((len(images), 8)).astype(np.float32))
+        return draws[key]
+
+    edit = PixelEdit(GRID)
+    edit.load_vector(torch.full((edit.n_parameters,), 0.02))
+    return measure_leakage(LeakageRows(noise, *splits, "binary", ("ill",)), edit, ("site",), n_bootstrap=200)
+
+
+def test_an_auc_below_half_on_few_rows_is_doubted_and_is_no_success(few):
+    found = few["attributes"]["site"]
+    low = found["edit"]["unseen"]["overall"]
+    assert low["upper"] < 0.5
+    assert low["note"] == "below 0.5 with the whole interval"
+    assert found["change_unseen"]["overall"] == {"value": None, "lower": None, "upper": None, "reason": f"an AUC {low['note']}"}
+    assert found["change"]["overall"]["value"] == pytest.approx(
+        found["edit"]["hidden"]["overall"]["value"] - found["none"]["hidden"]["overall"]["value"]
+    ), "no AUC below 0.5 is in it"
+    assert f"edit, unseen overall {low['value']:.3f} [{low['lower']:.3f}, {low['upper']:.3f}], n = 50" in found["doubt"]
+    assert "no evidence that anything is hidden" in found["doubt"]
+    assert found["doubt"] in summary(few)[0]
+    json.dumps(few, allow_nan=False)
+
+
+def test_a_doubt_is_printed_written_and_on_the_page(few, tmp_path):
+    said = few["attributes"]["site"]["doubt"]
+    (tmp_path / "measure.json").write_text(json.dumps({**few, "transfer": dict.fromkeys(("encoder", "labels", "data"))}))
+    lines = measure_lines(tmp_path)
+    assert f"  AUC {said}." in lines
+    assert any(line.strip().startswith("edit minus no edit") and "not estimable" in line for line in lines)
+    records = {(record["condition"], record["measure"]): record for record in leakage_records(few)}
+    assert records["edit", "unseen_auc"]["reason"] == "below 0.5 with the whole interval"
+    assert records["edit", "unseen_auc_change"]["value"] is None
+    assert [part.text for part in leakage_sections(few)[0].parts].count(f"AUC {said}.") == 1
+
+
+def test_what_is_above_half_is_not_doubted(measured):
+    assert "doubt" not in measured["attributes"]["site"]
+    assert not any(line.startswith("AUC below") for part in leakage_sections(measured)[0].parts for line in [part.text])
 
 
 def test_parts_have_every_cell_alike():

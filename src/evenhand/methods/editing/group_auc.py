@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.bool_]
 Stratum = tuple[RankedRows, npt.NDArray[np.int64]]
 CONFIDENCE = 0.95
+BELOW_HALF = "below 0.5 with the whole interval"
+"""Of an AUC that no head can have by reading nothing: scores that come out the wrong way round on rows that no head was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Draws:
 
     value: float
     replicates: Array
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Lower and upper limit, None without replicates."""
+        lower, upper, _ = percentile_interval(self.replicates, CONFIDENCE)
+        return (lower, upper) if bool(np.isfinite(lower) and np.isfinite(upper)) else None
+
+    @property
+    def below_half(self) -> bool:
+        """Whether the whole interval lies below 0.5; see `BELOW_HALF`."""
+        return self.interval is not None and self.interval[1] < 0.5
 
 
 class GroupAUC:
@@ -122,9 +135,7 @@ class GroupAUC:
 
     def _record(self, name: str, draws: Draws, n: int) -> dict[str, Any]:
         self.draws[name] = draws
-        lower, upper, _ = percentile_interval(draws.replicates, CONFIDENCE)
-        finite = bool(np.isfinite(lower) and np.isfinite(upper))
-        return {"value": draws.value, "lower": lower if finite else None, "upper": upper if finite else None, "n": n}
+        return {**_with_interval(draws), "n": n, **({"note": BELOW_HALF} if draws.below_half else {})}
 
 
 def _stratum(truth: Rows, scores: Array, unit: npt.NDArray[np.int64]) -> Stratum:
@@ -138,9 +149,36 @@ def null(n: int, reason: str) -> dict[str, Any]:
 
 
 def difference(after: Draws | None, before: Draws | None) -> dict[str, Any]:
-    """JSON: after minus before, paired by the draws."""
+    """JSON: after minus before, paired by the draws; null where one of them is `BELOW_HALF`, which is no less readable than 0.5."""
     if after is None or before is None:
         return {"value": None, "lower": None, "upper": None, "reason": "not estimable"}
-    lower, upper, _ = percentile_interval(after.replicates - before.replicates, CONFIDENCE)
-    finite = bool(np.isfinite(lower) and np.isfinite(upper))
-    return {"value": after.value - before.value, "lower": lower if finite else None, "upper": upper if finite else None}
+    if after.below_half or before.below_half:
+        return {"value": None, "lower": None, "upper": None, "reason": f"an AUC {BELOW_HALF}"}
+    return _with_interval(Draws(after.value - before.value, after.replicates - before.replicates))
+
+
+def _with_interval(draws: Draws) -> dict[str, Any]:
+    lower, upper = draws.interval or (None, None)
+    return {"value": draws.value, "lower": lower, "upper": upper}
+
+
+def doubt(estimates: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A sentence on the estimates that lie below 0.5 with their whole interval, None where none does.
+
+    Args:
+        estimates: what it is -> JSON estimate of an AUC.
+
+    Example:
+        >>> doubt({"edit": {"value": 0.3, "lower": 0.2, "upper": 0.4, "n": 50, "note": BELOW_HALF}})[:69]
+        'below 0.5 with the whole interval: edit 0.300 [0.200, 0.400], n = 50;'
+    """
+    found = [
+        f"{name} {item['value']:.3f} [{item['lower']:.3f}, {item['upper']:.3f}], n = {item['n']}"
+        for name, item in estimates.items() if item.get("note") == BELOW_HALF
+    ]
+    if not found:
+        return None
+    return (
+        f"{BELOW_HALF}: {'; '.join(found)}; the scores of heads do not carry over to rows they were not fitted on, as where there are "
+        "too few: this is no evidence that anything is hidden, and no change is computed from it"
+    )

@@ -16,6 +16,8 @@
 
 L2 strengths are chosen on validation rows. Intervals are percentiles of a patient-clustered bootstrap of the measured rows
 with the heads as they are; all conditions share the draws, so ``change`` (edit minus no edit) is a paired difference.
+On few rows an AUC can lie below 0.5 with its whole interval, because scores do not carry over from the rows that heads were fitted
+on: such an attribute has a ``doubt``, a sentence, and no change where that AUC is in it.
 With another encoder, or the labels of another task, the same function measures transfer: the edit is applied, everything
 else is fitted anew.
 """
@@ -36,7 +38,7 @@ from evenhand.edits.quality import visibility
 from evenhand.errors import MethodError
 from evenhand.methods.base import Images, Split
 from evenhand.methods.editing.attribute_head import AttributeHead, fit_attribute_head, fit_reader, measure_head, needs_two_groups
-from evenhand.methods.editing.group_auc import GroupAUC, difference, null
+from evenhand.methods.editing.group_auc import GroupAUC, difference, doubt, null
 from evenhand.methods.editing.label_reader import LabelledRows, read_given_label
 from evenhand.methods.editing.noise import NoiseControl
 from evenhand.methods.fitting import label_columns
@@ -48,6 +50,7 @@ Embeddings = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
 VISIBILITY_IMAGES = 256
 FOLDS = 3
+WORDS = {"none": "no edit", "edit": "edit", "noise": "noise"}
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ def measure_leakage(
 
     Returns:
         JSON: ``n_train, n, n_patients, visibility`` and ``attributes.<name>.<none | edit | noise>.{fooled, hidden, unseen}``, with
-        ``change`` beside them, and under a label ``slopes``, which head read each of its values. An AUC is
-        ``{value, lower, upper, n}``, null with a reason where a class has fewer than 10 patients.
+        ``change`` and, where there is one, ``doubt`` beside them, and under a label ``slopes``, which head read each of its values.
+        An AUC is ``{value, lower, upper, n}``, null with a reason where a class has fewer than 10 patients.
 
     Raises:
         MethodError: nothing to measure on, or one group among the training rows.
@@ -147,8 +150,17 @@ def measure_leakage(
             record["change"] = _change(found["edit"].auc, found["none"].auc)
             if crosswise:
                 record["change_unseen"] = _change(crosswise["edit"][1], crosswise["none"][1])
-        out["attributes"][attribute] = record
+        out["attributes"][attribute] = record | _doubt(record)
     return out
+
+
+def _doubt(record: Mapping[str, Any]) -> dict[str, str]:
+    """``doubt``, where there is one about a condition's hidden or unseen AUC."""
+    read = {f"{words}, {kind}": record[name][kind] for name, words in WORDS.items() if name in record for kind in ("hidden", "unseen")
+            if kind in record[name]}
+    keys = (("overall", "overall"), ("given_label", "given the label"))
+    said = doubt({f"{name} {words}": found[key] for name, found in read.items() for key, words in keys})
+    return {"doubt": said} if said else {}
 
 
 def _change(after: GroupAUC, before: GroupAUC) -> dict[str, Any]:
@@ -253,15 +265,14 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     out = []
     for attribute, record in report.get("attributes", {}).items():
         edit = record["edit"]
-        words = {"none": "no edit", "noise": "noise"}
-        others = [f"{words[key]} {_shown(record[key]['hidden']['given_label'])}" for key in words if key in record]
+        others = [f"{WORDS[key]} {_shown(record[key]['hidden']['given_label'])}" for key in ("none", "noise") if key in record]
         beside = f" ({', '.join(others)})" if others else ""
         fooled = edit["fooled"]["accuracy"]
         out.append(
             f"{attribute}: fooled, the old head's accuracy {'not measured' if fooled is None else format(fooled, '.3f')}; hidden, a fresh "
             f"head's AUC given the label {_shown(edit['hidden']['given_label'])}{beside}, overall {_shown(edit['hidden']['overall'])}; "
             f"{_unseen_words(record)}"
-            f"n = {edit['hidden']['overall']['n']}"
+            f"n = {edit['hidden']['overall']['n']}" + (f"; {record['doubt']}" if "doubt" in record else "")
         )
     return out
 

@@ -19,7 +19,7 @@ from evenhand.edits.base import Edit
 from evenhand.edits.images import EditedImages
 from evenhand.errors import MethodError
 from evenhand.methods.base import MemoryStore, Split, Store
-from evenhand.methods.editing.group_auc import GroupAUC, difference
+from evenhand.methods.editing.group_auc import GroupAUC, difference, doubt
 from evenhand.random import derive_seed
 from evenhand.training import TrainSetup, predict_model, train_model
 
@@ -95,7 +95,7 @@ def read_pixels(
 
     Returns:
         JSON: ``n_train, n_parameters`` and ``none | edit`` -> ``overall, labels, given_label`` as in `measure_leakage`, and
-        ``change``, edit minus none, paired.
+        ``change``, edit minus none, paired; ``doubt`` as there.
 
     Raises:
         MethodError: fewer than two groups among the training rows.
@@ -121,7 +121,12 @@ def read_pixels(
         out[name] = record
         out["n_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     out["change"] = {key: difference(found["edit"].draws.get(key), found["none"].draws.get(key)) for key in ("overall", "given_label")}
-    return out
+    said = doubt({
+        f"{name}, {words}": out[key][what]
+        for key, name in (("none", "no edit"), ("edit", "edit"))
+        for what, words in (("overall", "overall"), ("given_label", "given the label"))
+    })
+    return out | ({"doubt": said} if said else {})
 
 
 def _rows(split: Split, attribute: str, edit: Edit | None) -> Split:
