@@ -15,6 +15,8 @@ from evenhand.data.datasets import PreparedData
 from evenhand.edits import build_edit
 from evenhand.edits.artifact import load_edit, save_edit
 from evenhand.errors import CheckpointError, ConfigError, InputError, MethodError, RunError
+from evenhand.methods.editing.group_auc import BELOW_HALF, doubt
+from evenhand.runs import edit_measure as measuring
 from evenhand.runs.edit import edit_head, edit_train, head_lines, read_heads
 from evenhand.runs.edit_files import edit_apply, edit_inspect, radial_gain, tone_curve
 from evenhand.runs.edit_measure import edit_measure, measure_lines
@@ -189,6 +191,44 @@ def test_measuring_puts_edit_and_controls_side_by_side(trained, words, prepared,
     read(out / "report.html")
     lines = measure_lines(out)
     assert [line.strip().split("  ")[0] for line in lines[2:6]] == ["no edit", "noise of the same size", "edit", "edit minus no edit"]
+
+
+def test_a_reader_of_pixels_is_reported_where_it_is_asked_for(trained, words, tmp_path):
+    options = [f"edit={trained.root}", *words, "data.attributes=[group]", "bootstrap=30"]
+    plain = edit_measure(compose("edit measure", [*options, f"out={tmp_path / 'plain'}"]))
+    out = edit_measure(compose("edit measure", [*options, "pixel_reader=true", f"out={tmp_path / 'm'}"]))
+    found = json.loads((out / "measure.json").read_text())
+    record = found["pixels"]["group"]
+    assert list(found["pixels"]) == ["group"]
+    assert found["attributes"] == json.loads((plain / "measure.json").read_text())["attributes"]
+    table = pd.read_csv(out / "measure.csv").set_index(["condition", "measure"])["value"]
+    for condition in ("none", "edit"):
+        assert table[condition, "pixel_auc"] == pytest.approx(record[condition]["overall"]["value"])
+        assert table[condition, "pixel_auc_given_label"] == pytest.approx(record[condition]["given_label"]["value"])
+    assert table["edit", "pixel_auc_change"] == pytest.approx(table["edit", "pixel_auc"] - table["none", "pixel_auc"])
+    assert not pd.read_csv(plain / "measure.csv")["measure"].str.startswith("pixel").any()
+    lines = measure_lines(out)
+    start = lines.index("group, read from pixels by a classifier trained afresh:")
+    assert [line.strip().split("  ")[0] for line in lines[start + 1 : start + 5]] == ["pixels", "no edit", "edit", "edit minus no edit"]
+    for number, condition in ((2, "none"), (3, "edit")):
+        shown = record[condition]["overall"]
+        assert f"{shown['value']:.3f} [{shown['lower']:.3f} to {shown['upper']:.3f}]" in lines[start + number]
+    assert not any("read from pixels" in line for line in measure_lines(plain))
+    text, _ = read(out / "report.html")
+    assert "From pixels" in text
+    assert f"{record['edit']['overall']['value']:.3f}" in text
+    assert "From pixels" not in (plain / "report.html").read_text()
+
+
+def test_a_doubt_about_pixels_is_said(trained, words, tmp_path, monkeypatch):
+    low = {"value": 0.3, "lower": 0.2, "upper": 0.4, "n": 50, "note": BELOW_HALF}
+    each = {"overall": low, "given_label": low}
+    record = {"none": each, "edit": each, "change": each, "doubt": doubt({"edit, overall": low})}
+    monkeypatch.setattr(measuring, "read_pixels", lambda *arguments, **options: record)
+    options = [f"edit={trained.root}", *words, "data.attributes=[group]", "bootstrap=0", "split=val", "pixel_reader=true"]
+    out = edit_measure(compose("edit measure", [*options, f"out={tmp_path / 'm'}"]))
+    assert sum(f"AUC {record['doubt']}." in line for line in measure_lines(out)) == 1
+    assert f"AUC {record['doubt']}." in read(out / "report.html")[0]
 
 
 def test_the_old_head_is_the_one_that_the_edit_was_trained_against(heads, words, tmp_path):

@@ -55,6 +55,9 @@ def leakage_records(found: Json) -> list[dict[str, Any]]:
             at = {"attribute": attribute, "condition": condition, "of": ""}
             out.append({**at, "measure": "pixel_auc", **_estimate(record[condition]["overall"])})
             out.append({**at, "measure": "pixel_auc_given_label", **_estimate(record[condition]["given_label"])})
+        for name, item in record["change"].items():
+            measure = "pixel_auc_change" if name == "overall" else f"pixel_auc_{name}_change"
+            out.append({"attribute": attribute, "condition": "edit", "of": "", "measure": measure, **_estimate(item)})
     return out
 
 
