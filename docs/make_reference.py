@@ -56,7 +56,8 @@ def python_page() -> str:
     lines = ["# From Python", "", NOTE, "", "```python", "import evenhand as eh", "```", ""]
     for name in sorted(eh.__all__):
         item = getattr(eh, name)
-        if inspect.isfunction(item):
+        item = item.__call__ if inspect.ismodule(item) and callable(item) else item
+        if inspect.isroutine(item):
             lines += [f"## eh.{name}", "", "```text", signature(name, item), "", inspect.getdoc(item) or "", "```", ""]
     lines += ["## Rooms", ""]
     for name in sorted(eh.__all__):

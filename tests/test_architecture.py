@@ -135,6 +135,28 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not (HEAVY | {"pandas", "numpy", "omegaconf"}) & _loaded_after("import evenhand")
 
 
+def test_the_table_of_contents_holds_what_it_names() -> None:
+    import evenhand as eh
+
+    assert eh.__all__ == sorted(eh.__all__)
+    assert set(eh.__all__) == {*eh._FUNCTIONS, *eh._ROOMS}
+    assert all(callable(getattr(eh, name)) for name in eh._FUNCTIONS)
+    assert all(getattr(eh, name).__name__ == f"evenhand.{name}" for name in eh._ROOMS)
+    done = eh.translate("python train_dne.py --epochs 25 --model vit_base_patch16 --dataset chexpert --disease Edema")
+    assert done.schema == "edit train"
+
+
+@pytest.mark.parametrize("before", ["", "import evenhand.serve.run\n", "from evenhand.serve.limits import Limits\n"], ids=repr)
+def test_the_room_of_the_server_is_the_command_too(before: str) -> None:
+    refused = "eh.serve(eh.compose('serve', ['edit=e.safetensors']))"
+    code = f"{before}import evenhand as eh\ntry:\n    {refused}\nexcept eh.errors.InputError as error:\n    said = str(error)\n"
+    _loaded_after(f"{code}assert 'exactly one of model= and upstream=' in said\nassert eh.serve.run.check_options")
+
+
+def test_the_room_of_the_server_loads_nothing_heavy() -> None:
+    assert not (HEAVY | {"numpy", "fastapi", "uvicorn"}) & _loaded_after("import evenhand as eh\nassert callable(eh.serve)")
+
+
 def test_help_loads_nothing_heavy() -> None:
     loaded = _loaded_after("from evenhand.cli.app import main\nassert main(['--help']) == 0")
     assert not (HEAVY | {"pandas", "numpy", "omegaconf"}) & loaded

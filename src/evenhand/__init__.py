@@ -28,6 +28,11 @@ Search which parts of a network to fine-tune, and train with the mask that was f
 Patch a finished classifier with a small external set::
 
     patched = eh.make_patch_run(eh.compose("patch make", ["model=runs/finetune", "data=external", "method=bmft", "out=runs/patch"]))
+
+Serve an encoder until it is stopped, and look up the command for a published one::
+
+    eh.serve(eh.compose("serve", ["model=encoder.pth", "port=8080"]))
+    eh.translate("python train_dne.py --epochs 25 --model vit_base_patch16 --dataset chexpert --disease Edema").command
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evenhand.config.compose import compose as compose
+    from evenhand.config.published import translate as translate
     from evenhand.data.sources.csv import prepare_csv as prepare_csv
     from evenhand.data.sources.describe import describe_source as describe_source
     from evenhand.data.sources.prepare import prepare_source as prepare_source
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     from evenhand.runs.audit import audit as audit
     from evenhand.runs.card import make_data_card as make_data_card
     from evenhand.runs.compare import compare as compare
+    from evenhand.runs.demo import demo as demo
     from evenhand.runs.edit import edit_head as edit_head
     from evenhand.runs.edit import edit_train as edit_train
     from evenhand.runs.edit_files import edit_apply as edit_apply
@@ -73,6 +80,7 @@ _FUNCTIONS = {
     "audit": "evenhand.runs.audit",
     "compare": "evenhand.runs.compare",
     "compose": "evenhand.config.compose",
+    "demo": "evenhand.runs.demo",
     "describe_source": "evenhand.data.sources.describe",
     "edit_apply": "evenhand.runs.edit_files",
     "edit_head": "evenhand.runs.edit",
@@ -96,17 +104,19 @@ _FUNCTIONS = {
     "revert_patch": "evenhand.patches.artifact",
     "search_mask": "evenhand.runs.search",
     "train": "evenhand.runs.train",
+    "translate": "evenhand.config.published",
 }
 _ROOMS = (
-    "config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "patches", "report", "runs", "search", "training",
+    "config", "data", "edits", "errors", "evaluation", "methods", "metrics", "models", "patches", "report", "runs", "search", "serve",
+    "training",
 )
 
 __all__ = [
-    "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "describe_source", "edit_apply", "edit_head",
+    "apply_edit", "apply_patch", "audit", "compare", "compose", "config", "data", "demo", "describe_source", "edit_apply", "edit_head",
     "edit_inspect", "edit_measure", "edit_train", "edits", "errors", "evaluate", "evaluation", "export", "list_sources", "load_edit",
     "load_patch", "make_cohort", "make_data_card", "make_patch_run", "methods", "metrics", "models", "patch_apply", "patch_inspect",
     "patch_revert", "patches", "predict", "prepare_csv", "prepare_source", "report", "revert_patch", "runs", "search", "search_mask",
-    "train", "training",
+    "serve", "train", "training", "translate",
 ]
 
 

@@ -116,8 +116,8 @@ def demo(
         InputError: ``out`` holds a demo with other settings, or a method is unknown.
 
     Example:
-        >>> from evenhand.runs.demo import demo  # doctest: +SKIP
-        >>> round(demo("runs/demo").runs[0].gaps["group"]["value"], 2)  # doctest: +SKIP
+        >>> import evenhand as eh  # doctest: +SKIP
+        >>> round(eh.demo("runs/demo").runs[0].gaps["group"]["value"], 2)  # doctest: +SKIP
         0.25
     """
     root, settings, judged = Path(out), cohort or SyntheticConfig(seed=seed), audit or AuditConfig()
