@@ -19,7 +19,7 @@ from evenhand.edits.planes import PixelEdit
 from evenhand.edits.spectral import SpectralEdit
 from evenhand.errors import MethodError
 from evenhand.methods.base import Split
-from evenhand.methods.editing.group_auc import GroupAUC
+from evenhand.methods.editing.group_auc import Draws, GroupAUC, difference
 from evenhand.methods.editing.leakage import FOLDS, LeakageRows, _Condition, deal_patients, measure_leakage, summary, with_labels
 from evenhand.methods.editing.noise import NoiseControl, is_constant
 from evenhand.methods.editing.pixel_reader import PixelReader, read_pixels
@@ -164,6 +164,14 @@ def test_a_doubt_is_printed_written_and_on_the_page(few, tmp_path):
     assert records["edit", "unseen_auc"]["reason"] == "below 0.5 with the whole interval"
     assert records["edit", "unseen_auc_change"]["value"] is None
     assert [part.text for part in leakage_sections(few)[0].parts].count(f"AUC {said}.") == 1
+
+
+@pytest.mark.parametrize(("value", "spread", "doubted"), [(0.3, 0.04, True), (0.3, 0.2, False), (0.49, 0.003, False), (0.44, 0.01, True)])
+def test_what_lies_just_below_half_on_many_rows_is_not_doubted(value, spread, doubted):
+    replicates = value + spread * np.random.default_rng(0).standard_normal(500)
+    assert Draws(value, replicates).below_half is doubted
+    change = difference(Draws(value, replicates), Draws(0.9, replicates + 0.9 - value))
+    assert (change["value"] is None) is doubted
 
 
 def test_what_is_above_half_is_not_doubted(measured):

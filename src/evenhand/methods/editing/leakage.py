@@ -16,7 +16,7 @@
 
 L2 strengths are chosen on validation rows. Intervals are percentiles of a patient-clustered bootstrap of the measured rows
 with the heads as they are; all conditions share the draws, so ``change`` (edit minus no edit) is a paired difference.
-On few rows an AUC can lie below 0.5 with its whole interval, because scores do not carry over from the rows that heads were fitted
+On few rows an AUC can lie far below 0.5 with its whole interval, because scores do not carry over from the rows that heads were fitted
 on: such an attribute has a ``doubt``, a sentence, and no change where that AUC is in it.
 With another encoder, or the labels of another task, the same function measures transfer: the edit is applied, everything
 else is fitted anew.
