@@ -108,6 +108,9 @@ class Handler(BaseHTTPRequestHandler):
         server.seen.append(self.path)
         if self.refused():
             return
+        if self.path == "/v2/repository/index" and isinstance(server.models, int):
+            self.reply(server.models, error_body("as the test wants it"))
+            return
         if self.path == "/v2/repository/index":
             listed = None if server.models is None else json.dumps([{"name": name} for name in server.models]).encode()
             self.reply(404 if listed is None else 200, error_body("no index") if listed is None else listed)

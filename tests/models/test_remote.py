@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import ssl
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -25,7 +23,7 @@ from evenhand.models.conformance import EmbedderConformance
 from evenhand.models.connection import Connection
 from evenhand.models.remote import RemoteEmbedder
 from tests.models import faulty_server as faulty
-from tests.models.processes import start_spending
+from tests.models.processes import spend_and_kill
 
 
 @pytest.fixture
@@ -494,6 +492,16 @@ def test_models_by_name(connect, server):
         connect()
     with pytest.raises(ServerError, match="does not say which models"):
         connect(api_model="other")
+    server.models = 501
+    with pytest.raises(InputError, match="does not say which models"):
+        connect()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_server_that_is_unwell_is_not_said_to_have_no_list_of_models(connect, server, status):
+    server.models = status
+    with pytest.raises(ServerError, match=f"answered {status}"):
+        connect()
 
 
 @pytest.mark.parametrize(
@@ -667,13 +675,7 @@ def test_kill_9_against_a_server_that_counts(server, tmp_path):
     """Two processes are killed while requests are on their way; the third ends, and the server saw only those requests twice."""
     images, server.delay = draw(120), 0.01
     for stop_at in (10, 50):
-        child = start_spending(__file__, server.url, tmp_path)
-        while child.poll() is None and server.n_images < stop_at:
-            time.sleep(0.001)
-        child.kill()
-        assert child.wait() == -signal.SIGKILL
-        while server.at_once:
-            time.sleep(0.001)
+        spend_and_kill(__file__, server.url, tmp_path, server=server, stop_at=stop_at)
     out, paid = spend(server.url, tmp_path)
     assert close(out, images)
     seen = {image.tobytes() for batch in server.images for image in batch}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +13,7 @@ from evenhand.errors import DiskFullError, ServerError
 from evenhand.models import EmbeddingCache, paid_log
 from evenhand.models.remote import RemoteEmbedder
 from tests.models import faulty_server as faulty
-from tests.models.processes import start_spending
+from tests.models.processes import spend_and_kill
 
 PROBE = 12
 """Images that find out whether the server answers alike: four, three times."""
@@ -101,13 +99,7 @@ def spend(folder, url):
 def test_kill_9_pays_again_only_for_what_was_under_way(server, tmp_path):
     server.delay, in_flight, tried = 0.01, 2 * 4, PROBE
     for stop_at in (60, 120):
-        child = start_spending(__file__, tmp_path, server.url)
-        while child.poll() is None and server.n_images < stop_at:
-            time.sleep(0.001)
-        child.kill()
-        assert child.wait() == -signal.SIGKILL
-        while server.at_once:
-            time.sleep(0.001)
+        spend_and_kill(__file__, tmp_path, server.url, server=server, stop_at=stop_at)
     server.delay = 0
     found, _ = fill(tmp_path, server, Drawn(200))
     np.testing.assert_allclose(found, faulty.embed(Drawn(200).pixels), atol=1e-6)

@@ -5,6 +5,7 @@ import pytest
 from evenhand.config import compose
 from evenhand.data.sources.csv import prepare_csv
 from evenhand.data.synthetic import SyntheticConfig, make_cohort, write_cohort
+from tests.models import faulty_server as faulty
 
 TINY = [
     "model=test_vit", "model.input_size=[32,32]", "model.precision=fp32", "trainer.accelerator=cpu", "trainer.progress=false",
@@ -33,3 +34,12 @@ def prepared(cohort_folder, tmp_path_factory):
 def config(prepared):
     """Overrides of `evenhand train` -> TrainConfig on the small cohort."""
     return lambda *words: compose("train", [f"data={prepared}", *TINY, *words])
+
+
+@pytest.fixture
+def server():
+    """An embedding server that takes as many images a request as the runs here send."""
+    with faulty.serving() as running:
+        running.max_batch = 64
+        running.metadata = faulty.metadata(parameters={"max_batch": 64})
+        yield running

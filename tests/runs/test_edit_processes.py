@@ -19,7 +19,6 @@ from evenhand.errors import ConfigError
 from evenhand.runs.edit import edit_head, edit_train, head_lines
 from evenhand.runs.folder import RunFolder
 from evenhand.runs.train import train
-from tests.models import faulty_server as faulty
 from tests.runs.conftest import TINY
 from tests.runs.test_processes import numbers
 
@@ -155,14 +154,6 @@ def test_what_is_refused_on_two_processes_is_told_once_and_nobody_waits(words, p
     assert done.returncode != 0
     assert (done.stdout, done.stderr.count("did you mean 'group'")) == ("", 1), done.stderr
     assert not (tmp_path / "two").exists()
-
-
-@pytest.fixture
-def server():
-    with faulty.serving() as running:
-        running.max_batch = 64
-        running.metadata = faulty.metadata(parameters={"max_batch": 64})
-        yield running
 
 
 def test_a_server_is_searched_from_one_process(server, prepared, tmp_path, monkeypatch):

@@ -35,14 +35,6 @@ GEZO = [
 ]
 
 
-@pytest.fixture
-def server():
-    with faulty.serving() as running:
-        running.max_batch = 64
-        running.metadata = faulty.metadata(parameters={"max_batch": 64})
-        yield running
-
-
 def test_a_probe_on_a_server_sends_every_image_once(server, prepared, tmp_path):
     data = PreparedData.open(prepared)
     made = make_edit(tmp_path / "edit.safetensors", scale=3.0)

@@ -162,13 +162,8 @@ FLAWS = st.lists(
 )
 
 
-@SETTINGS
-@given(flaws=FLAWS, kind=st.sampled_from(["FP32", "UINT8", "PNG", "JPEG"]), binary=st.booleans())
-def test_a_good_request_with_flaws(app: Target, flaws: list[tuple[float, str, int]], kind: str, binary: bool) -> None:
-    files = np.array([FILES[kind == "JPEG"]], dtype=object)
-    data = {"FP32": images_of(1), "UINT8": np.zeros((1, 3, 8, 8), np.uint8)}.get(kind, files)
-    message = encode_request([Tensor(INPUT, data)], binary=binary)
-    body = bytearray(message.join())
+def spoil(body: bytearray, flaws: list[tuple[float, str, int]]) -> None:
+    """Put `FLAWS` into a request's body."""
     for place, flaw, value in flaws:
         at = int(place * len(body))
         if flaw == "flip" and body:
@@ -179,6 +174,16 @@ def test_a_good_request_with_flaws(app: Target, flaws: list[tuple[float, str, in
             body[at:at] = bytes([value])
         else:
             body += body[at : at + 5000]
+
+
+@SETTINGS
+@given(flaws=FLAWS, kind=st.sampled_from(["FP32", "UINT8", "PNG", "JPEG"]), binary=st.booleans())
+def test_a_good_request_with_flaws(app: Target, flaws: list[tuple[float, str, int]], kind: str, binary: bool) -> None:
+    files = np.array([FILES[kind == "JPEG"]], dtype=object)
+    data = {"FP32": images_of(1), "UINT8": np.zeros((1, 3, 8, 8), np.uint8)}.get(kind, files)
+    message = encode_request([Tensor(INPUT, data)], binary=binary)
+    body = bytearray(message.join())
+    spoil(body, flaws)
     judge(app, bytes(body), {} if message.header_length is None else {HEADER: str(message.header_length)})
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from evenhand.serve.vendor_proxy import VendorProxyApp
 
-from .test_fuzz import FILES, FLAWS, LIMITS, SETTINGS, Target, judge, values, whitening
+from .test_fuzz import FILES, FLAWS, LIMITS, SETTINGS, Target, judge, spoil, values, whitening
 from .test_vendor_proxy import APIS, PATHS, Upstream, body_of, file_of, files_of, post
 
 
@@ -89,16 +89,7 @@ def test_any_json(app: Target, said: Any, encoding: str) -> None:
 @given(flaws=FLAWS, kind=st.sampled_from(["PNG", "JPEG"]))
 def test_a_good_request_with_flaws(app: Target, flaws: list[tuple[float, str, int]], kind: str) -> None:
     body = bytearray(json.dumps(body_of(api_of(app), *files_of(api_of(app), 2, kind))).encode())
-    for place, flaw, value in flaws:
-        at = int(place * len(body))
-        if flaw == "flip" and body:
-            body[at] ^= value
-        elif flaw == "cut":
-            del body[at:]
-        elif flaw == "insert":
-            body[at:at] = bytes([value])
-        else:
-            body += body[at : at + 5000]
+    spoil(body, flaws)
     send(app, bytes(body))
 
 

@@ -171,7 +171,7 @@ class OpenInference:
         try:
             said = self.connection.post(REPOSITORY_INDEX, empty, lambda answer: read_json(answer.body), patient=False)
         except ServerError as error:
-            if error.status is None or error.status in (401, 403):
+            if error.status is None or error.status in (401, 403, 429, 500, 502, 503, 504):
                 raise
             return None
         if not isinstance(said, list):
