@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from edit_synthetic import cohort, interval
+from edit_synthetic import cohort, folder_name, interval
 
 import evenhand as eh
 
@@ -90,7 +90,7 @@ def main() -> int:
             if (shortcut, options.condition, seed) in done:
                 continue
             root = options.out / shortcut / f"seed={seed}"
-            name = options.condition.replace(" ", "_").replace("+", "and")
+            name = folder_name(options.condition)
             edit = root / "edits" / name
             if not (edit / "edit.json").exists():
                 raise SystemExit(f"{edit} holds no edit; run edit_synthetic.py --out {options.out} --only {options.condition} first")

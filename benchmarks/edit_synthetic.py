@@ -127,9 +127,14 @@ def leakage(edit: Path, data: PreparedData, out: Path) -> dict[str, float]:
     return {**numbers, "psnr": seen["psnr"], "max_grey": seen["max_grey"]}
 
 
+def folder_name(condition: str) -> str:
+    """Where a condition lies in a seed's folder."""
+    return condition.replace(" ", "_").replace("+", "and")
+
+
 def run_condition(name: str, data: PreparedData, twins: Any, root: Path, seed: int) -> dict[str, Any]:
     """One condition on one cohort: its figures."""
-    folder = root / name.replace(" ", "_").replace("+", "and")
+    folder = root / folder_name(name)
     shared = [f"data={data.root}", f"seed={seed}", "trainer.progress=false", "model.precision=fp32", "audit.details=false"]
     shared += ["audit.bootstrap=200", "audit.permutations=200"]
     start = time.perf_counter()

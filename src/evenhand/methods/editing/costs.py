@@ -7,7 +7,7 @@ from typing import Any
 
 from evenhand.config.editing import EditMethodConfig, GeZOConfig
 from evenhand.methods.base import Task
-from evenhand.methods.editing.querying import Plan, Price, requests_for
+from evenhand.methods.editing.querying import Plan, Price, innermost, requests_for
 from evenhand.models.embedding_cache import SHARD_ROWS
 
 
@@ -62,12 +62,9 @@ class Beside:
 
 def _requests(task: Task, n: int) -> int:
     """About how many requests embed n images: in the encoder's batches, shard by shard of the cache."""
-    inner: Any = task.embedder
-    while not hasattr(inner, "batch_size") and hasattr(inner, "embedder"):
-        inner = inner.embedder
-    batch = int(getattr(inner, "batch_size", task.batch_size))
+    batch = innermost(task.embedder, "batch_size", task.batch_size)
     blocks, rest = divmod(n, SHARD_ROWS)
-    return blocks * requests_for(inner, SHARD_ROWS, batch) + requests_for(inner, rest, batch)
+    return blocks * requests_for(task.embedder, SHARD_ROWS, batch) + requests_for(task.embedder, rest, batch)
 
 
 def estimate(plan: Plan, beside: Beside, config: GeZOConfig) -> str:

@@ -67,14 +67,18 @@ class Price:
         return f", {self.of(images, requests):.2f} at {' and '.join(prices)}"
 
 
+def innermost(embedder: Any, name: str, default: int) -> int:
+    """A number that an encoder says of itself, or the one that it wraps does."""
+    while not hasattr(embedder, name) and hasattr(embedder, "embedder"):
+        embedder = embedder.embedder
+    return int(getattr(embedder, name, default))
+
+
 def requests_for(embedder: Any, n: int, batch: int) -> int:
     """Requests for n images that are handed to an encoder in equal batches of at most ``batch``; it may take fewer at once."""
     if n < 1:
         return 0
-    inner = embedder
-    while not hasattr(inner, "most_images") and hasattr(inner, "embedder"):
-        inner = inner.embedder
-    most = int(getattr(inner, "most_images", n))
+    most = innermost(embedder, "most_images", n)
     size, larger = divmod(n, chunks := -(-n // max(batch, 1)))
     return larger * -(-(size + 1) // most) + (chunks - larger) * -(-size // most)
 
